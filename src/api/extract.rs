@@ -1,0 +1,70 @@
+//! Request bodies: media type and size first, then [`read_json`].
+
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+
+use super::AppState;
+use super::error::{ApiError, shorten};
+use super::json::read_json;
+use crate::error::Error;
+
+/// A JSON body of type `T`.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        check_media_type(request.headers())?;
+        let bytes = read_body(request.into_body(), state.generator.limits().max_body_bytes).await?;
+        Ok(JsonBody(read_json(&bytes)?))
+    }
+}
+
+/// A page of another origin can send a form or plain text without asking, but not `application/json`: the type is a guard.
+fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let refuse = |message: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
+    let sent = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = sent.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    if essence != "application/json" {
+        let got = if sent.is_empty() { "none".to_owned() } else { shorten(sent) };
+        return refuse(format!("send the body with Content-Type: application/json, not {got}"));
+    }
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => refuse("compressed bodies are not taken; send it without Content-Encoding".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| Error::invalid_code("body", "invalid_body", "the body ended before it was whole"))?;
+        if bytes.len() + chunk.len() > limit {
+            drop(bytes);
+            discard(stream, 4 * limit).await;
+            return Err(Error::too_large("body", format!("larger than {} MiB (--max-body-mb)", limit >> 20)).into());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// Takes some more of a body that is too large, so that a caller who is still sending gets to read why.
+async fn discard(mut stream: BodyDataStream, mut budget: usize) {
+    let taking = async {
+        while let Some(Ok(chunk)) = stream.next().await {
+            budget = budget.saturating_sub(chunk.len());
+            if budget == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), taking).await;
+}

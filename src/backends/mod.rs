@@ -1,0 +1,378 @@
+//! The seam between the model and a device: one method of [`Backend`] is one kernel launch.
+//!
+//! Methods write into buffers that the caller owns and allocate nothing, so that a step can be captured once and replayed.
+//! Whatever changes between steps lives in buffers at fixed addresses ([`Backend::upload`]); scalars are what a captured step
+//! is keyed by (`rows`) or what never changes (shapes, epsilons).
+//!
+//! Numerics, the same on every backend: the residual stream, norms, softmax, logits and log-softmax are f32; what enters a GEMM
+//! is [`Backend::Float`]; GEMMs accumulate in f32 and their outputs stay f32. Sums have one order that does not depend on how
+//! many rows a call has, so a token's bits do not depend on its neighbours.
+
+pub mod cpu;
+
+use crate::error::Result;
+
+/// Keys of one KV block.
+pub const BLOCK_SIZE: usize = 32;
+/// Keys that one partial softmax covers, counted from the start of a segment (prompt or completion).
+pub const ATTENTION_CHUNK: usize = 256;
+/// Keys of one online-softmax update within a chunk.
+pub const ATTENTION_TILE: usize = 64;
+/// Entries that `top` of [`Sampled`] can hold (OpenAI's bound on `top_logprobs`).
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Plain data that lives in device buffers.
+pub trait Element: Copy + Default + Send + Sync + 'static {}
+impl Element for f32 {}
+impl Element for half::bf16 {}
+impl Element for u32 {}
+impl Element for i32 {}
+impl Element for Span {}
+impl Element for SampleRow {}
+impl Element for Sampled {}
+
+/// Consecutive rows of a step that belong to one sequence, for attention.
+///
+/// The sequence's keys are two segments: the prompt's (blocks shared by the group) and the completion's own. Row `i` of a prompt
+/// span sees `prompt_keys + i` keys of the prompt; row `i` of a completion span sees all `prompt_keys` of the prompt and
+/// `own_keys + i` of the completion. Both counts include the row's own key, which the same step writes beforehand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Span {
+    pub first_row: u32,
+    pub num_rows: u32,
+    /// Offset of the prompt's block table in the step's flat list of tables.
+    pub prompt_table: u32,
+    pub prompt_keys: u32,
+    /// Offset of the completion's block table.
+    pub own_table: u32,
+    /// 0 in a prompt span.
+    pub own_keys: u32,
+}
+
+/// What one draw needs: where its logits are and how to turn them into a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub struct SampleRow {
+    /// Row of the logits; the first tokens of a group's samples share one row.
+    pub logits_row: u32,
+    /// Slot that keeps the sequence's last token and its seen tokens.
+    pub slot: u32,
+    /// Philox key: hash of (seed, group id or position, attempt), low and high word.
+    pub key: [u32; 2],
+    /// Philox counter: index of the sample in its group, position in the completion.
+    pub sample: u32,
+    pub position: u32,
+    /// 0 is greedy: argmax, lowest id on ties.
+    pub temperature: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    /// Row of the token counts that presence and frequency penalties read; `NO_COUNTS` when there are none.
+    pub counts_row: u32,
+    /// Range of the step's `banned` list: ids that can't be drawn.
+    pub banned_start: u32,
+    pub banned_len: u32,
+    /// Range of the step's `bias_ids` / `bias_values`.
+    pub bias_start: u32,
+    pub bias_len: u32,
+    /// Alternatives to report, at most [`MAX_TOP_LOGPROBS`].
+    pub top_logprobs: u32,
+    /// Score this token instead of drawing one; `NO_TOKEN` draws.
+    pub forced: u32,
+}
+
+pub const NO_COUNTS: u32 = u32::MAX;
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// What one draw gives. All log-probabilities are natural logarithms.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct Sampled {
+    pub token: u32,
+    /// log softmax(logits / temperature) over the full vocabulary at the token (temperature 1 when greedy).
+    pub logp: f32,
+    /// The same at temperature 1.
+    pub logp_raw: f32,
+    /// Renormalised over what penalties, bias, bans, top-k, top-p and min-p left: 0 when greedy.
+    pub logp_sampled: f32,
+    /// Entropy of softmax(logits / temperature) over the full vocabulary.
+    pub entropy: f32,
+    /// 1 when a logit was not finite: nothing was drawn.
+    pub corrupt: u32,
+    pub num_top: u32,
+    /// Most likely tokens by `logp_raw`, descending, lowest id first on ties.
+    pub top_ids: [u32; MAX_TOP_LOGPROBS],
+    pub top_logps: [f32; MAX_TOP_LOGPROBS],
+}
+
+impl Default for Sampled {
+    fn default() -> Self {
+        Sampled {
+            token: 0,
+            logp: 0.0,
+            logp_raw: 0.0,
+            logp_sampled: 0.0,
+            entropy: 0.0,
+            corrupt: 0,
+            num_top: 0,
+            top_ids: [0; MAX_TOP_LOGPROBS],
+            top_logps: [0.0; MAX_TOP_LOGPROBS],
+        }
+    }
+}
+
+/// Heads of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Width of the fused projection: queries, keys, values.
+    pub fn qkv_width(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    pub fn q_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+}
+
+/// A matrix `[rows, cols]` of a checkpoint, row-major, as the file has it.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    pub rows: usize,
+    pub cols: usize,
+    pub data: FloatData<'a>,
+}
+
+/// Values of a checkpoint in the type they were saved in.
+#[derive(Clone, Copy)]
+pub enum FloatData<'a> {
+    F32(&'a [f32]),
+    F16(&'a [half::f16]),
+    Bf16(&'a [half::bf16]),
+}
+
+impl FloatData<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            FloatData::F32(v) => v.len(),
+            FloatData::F16(v) => v.len(),
+            FloatData::Bf16(v) => v.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            FloatData::F32(v) => v[i],
+            FloatData::F16(v) => v[i].to_f32(),
+            FloatData::Bf16(v) => v[i].to_f32(),
+        }
+    }
+}
+
+/// What a GEMM does with its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `out = x · wᵀ (+ bias)`
+    Write,
+    /// `out += x · wᵀ (+ bias)`: the product is summed first, then added
+    Add,
+}
+
+/// Ids of a step's rows: given by the host, or the last token that a slot drew.
+pub struct TokenSource<'a, B: Backend> {
+    pub ids: &'a B::Buf<u32>,
+    /// Slot whose last token is the row's id; `NO_TOKEN` takes `ids`.
+    pub slots: &'a B::Buf<u32>,
+    pub last_tokens: &'a B::Buf<u32>,
+}
+
+/// What `sample` reads beside the logits.
+pub struct SampleInputs<'a, B: Backend> {
+    pub rows: &'a B::Buf<SampleRow>,
+    pub banned: &'a B::Buf<u32>,
+    pub bias_ids: &'a B::Buf<u32>,
+    pub bias_values: &'a B::Buf<f32>,
+}
+
+/// Memory of the sampler between steps, by slot; lives on the device so that the next step can start before the host looks.
+pub struct SamplerState<B: Backend> {
+    /// `[slots]`
+    pub last_tokens: B::Buf<u32>,
+    /// Bitmap of prompt and completion tokens, `[slots, ceil(vocab / 32)]`.
+    pub seen: B::Buf<u32>,
+    /// How often each token was drawn, `[counts rows, vocab]`.
+    pub counts: B::Buf<u32>,
+    pub vocab: usize,
+}
+
+impl<B: Backend> SamplerState<B> {
+    pub fn new(backend: &B, slots: usize, counts_rows: usize, vocab: usize) -> Result<Self> {
+        Ok(SamplerState {
+            last_tokens: backend.alloc(slots)?,
+            seen: backend.alloc(slots * vocab.div_ceil(32))?,
+            counts: backend.alloc(counts_rows * vocab)?,
+            vocab,
+        })
+    }
+}
+
+/// A device. See the module text for what every method keeps to; shapes are row-major.
+pub trait Backend: Sized + Send + 'static {
+    /// What enters GEMMs and the KV cache.
+    type Float: Element;
+    type Buf<T: Element>: Send;
+    /// A GEMM operand `[n, k]`, laid out for the device.
+    type Weight: Send;
+    /// Keys and values of one layer: `num_blocks` blocks of [`BLOCK_SIZE`] keys.
+    type Kv: Send;
+    /// A step's spans and tables, laid out for the attention kernel.
+    type AttentionPlan: Send;
+    /// Results on their way to the host.
+    type Ticket: Send;
+
+    /// What `/metrics` and the start line call it.
+    fn name(&self) -> String;
+
+    // Memory: at load only.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
+    /// The parts stacked along their rows (fused projections), as one GEMM operand.
+    fn weight(&self, parts: &[Matrix<'_>]) -> Result<Self::Weight>;
+    /// Bytes of one KV block of one layer.
+    fn kv_block_bytes(&self, shape: HeadShape) -> usize;
+    fn alloc_kv(&self, num_blocks: usize, shape: HeadShape) -> Result<Self::Kv>;
+    fn alloc_attention_plan(&self, max_spans: usize, max_rows: usize, max_table: usize, shape: HeadShape) -> Result<Self::AttentionPlan>;
+
+    /// Copies to the start of `dst`.
+    fn upload<T: Element>(&self, src: &[T], dst: &mut Self::Buf<T>);
+    /// Copies the start of `src`; waits for the device. For tests and diagnostics.
+    fn download<T: Element>(&self, src: &Self::Buf<T>, dst: &mut [T]);
+    /// `spans` index `tables` (block numbers); the plan must not be read by a step still running.
+    fn plan_attention(&self, spans: &[Span], tables: &[u32], plan: &mut Self::AttentionPlan);
+
+    /// Runs a step that is always the same for `key`: a device may capture it once and replay it. The closure holds backend calls
+    /// only, since host code in it would not run on replay.
+    fn graphed(&self, _key: u64, step: impl FnOnce(&Self)) {
+        step(self);
+    }
+
+    // Decoder.
+    /// `out[r] = table[id(r)]`, f32 `[rows, width]`.
+    fn embed(&self, source: TokenSource<'_, Self>, table: &Self::Weight, rows: usize, out: &mut Self::Buf<f32>);
+    /// `out[pairs[2i + 1]] = src[pairs[2i]]` for `i < n`: media features to their rows.
+    fn scatter_rows(&self, src: &Self::Buf<f32>, pairs: &Self::Buf<u32>, n: usize, width: usize, out: &mut Self::Buf<f32>);
+    /// `out[i] = src[index[i]]` for `i < n`.
+    fn gather_rows(&self, src: &Self::Buf<f32>, index: &Self::Buf<u32>, n: usize, width: usize, out: &mut Self::Buf<f32>);
+    /// `out = weight · x / sqrt(mean(x²) + eps)`; rounded to `Float` once, at the end.
+    fn rms_norm(&self, x: &Self::Buf<f32>, weight: &Self::Buf<f32>, eps: f32, rows: usize, width: usize, out: &mut Self::Buf<Self::Float>);
+    /// `x[rows, k] · wᵀ[k, n] (+ bias[n])` into `out[rows, n]`; each output is one chain over ascending k whatever `rows` is.
+    fn gemm(
+        &self,
+        x: &Self::Buf<Self::Float>,
+        w: &Self::Weight,
+        bias: Option<&Self::Buf<f32>>,
+        rows: usize,
+        store: Store,
+        out: &mut Self::Buf<f32>,
+    );
+    /// Cosines and sines `[rows, 2, half]` of `positions[axes, rows][axis[f]] · inv_freq[f]`, `half = inv_freq.len()`.
+    /// `positions` is axis-major with `rows` entries an axis.
+    fn rope_table(
+        &self,
+        positions: &Self::Buf<i32>,
+        inv_freq: &Self::Buf<f32>,
+        axis: &Self::Buf<u32>,
+        half: usize,
+        rows: usize,
+        out: &mut Self::Buf<f32>,
+    );
+    /// Adds the bias to `qkv[rows, qkv_width]`, turns queries and keys (pairs are `i`, `i + head_dim / 2`), writes queries
+    /// `[rows, heads, head_dim]` and puts keys and values at `slot_mapping[row]` (block · 32 + offset) of the cache.
+    fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Self::Buf<Self::Float>, kv: &mut Self::Kv);
+    /// Causal attention of a step over the paged cache, scale `head_dim^-0.5`, in the one order: per segment chunks of
+    /// [`ATTENTION_CHUNK`] keys from its start, within a chunk an online softmax over tiles of [`ATTENTION_TILE`], unnormalised
+    /// weights rounded to `Float`, chunks merged in ascending order in f32.
+    fn attention(
+        &self,
+        q: &Self::Buf<Self::Float>,
+        kv: &Self::Kv,
+        plan: &Self::AttentionPlan,
+        shape: HeadShape,
+        out: &mut Self::Buf<Self::Float>,
+    );
+    /// `silu(gate) · up` of `gate_up[rows, 2 · width]`, gate first.
+    fn silu_mul(&self, gate_up: &Self::Buf<f32>, rows: usize, width: usize, out: &mut Self::Buf<Self::Float>);
+    /// Draws or scores `n` tokens from `logits[.., vocab]`; updates the sampler's state of every slot that drew.
+    fn sample(
+        &self,
+        logits: &Self::Buf<f32>,
+        inputs: SampleInputs<'_, Self>,
+        n: usize,
+        state: &mut SamplerState<Self>,
+        out: &mut Self::Buf<Sampled>,
+    );
+    /// Prepares a slot for a new or resumed sequence: its last token, seen tokens and, when it has one, its counts row.
+    fn reset_slot(&self, state: &mut SamplerState<Self>, slot: u32, counts_row: Option<u32>, prompt: &[u32], completion: &[u32]);
+
+    /// Ends a step: its first `n` draws start towards the host.
+    fn submit(&self, out: &Self::Buf<Sampled>, n: usize) -> Self::Ticket;
+    fn wait(&self, ticket: Self::Ticket) -> Vec<Sampled>;
+
+    // Vision tower.
+    /// Patches into the first rows of `out`, rounded to `Float`.
+    fn upload_patches(&self, patches: &[f32], out: &mut Self::Buf<Self::Float>);
+    /// As [`Backend::rope_qkv`] for the tower: queries, keys and values `[rows, heads, head_dim]`, no cache.
+    fn rope_vision(
+        &self,
+        args: RopeVision<'_, Self>,
+        q: &mut Self::Buf<Self::Float>,
+        k: &mut Self::Buf<Self::Float>,
+        v: &mut Self::Buf<Self::Float>,
+    );
+    /// Full attention within each segment `cu_seqlens[i]..cu_seqlens[i + 1]` of rows (`num_segments + 1` entries).
+    fn segment_attention(&self, args: SegmentAttention<'_, Self>, out: &mut Self::Buf<Self::Float>);
+    /// Exact (erf) GELU, rounded to `Float`.
+    fn gelu(&self, x: &Self::Buf<f32>, rows: usize, width: usize, out: &mut Self::Buf<Self::Float>);
+}
+
+pub struct RopeQkv<'a, B: Backend> {
+    pub qkv: &'a B::Buf<f32>,
+    pub bias: &'a B::Buf<f32>,
+    /// `[rows, 2, head_dim / 2]`
+    pub rope: &'a B::Buf<f32>,
+    pub slot_mapping: &'a B::Buf<u32>,
+    pub shape: HeadShape,
+    pub rows: usize,
+}
+
+pub struct RopeVision<'a, B: Backend> {
+    /// `[rows, 3, heads, head_dim]`, bias not yet added
+    pub qkv: &'a B::Buf<f32>,
+    pub bias: &'a B::Buf<f32>,
+    pub rope: &'a B::Buf<f32>,
+    pub shape: HeadShape,
+    pub rows: usize,
+}
+
+pub struct SegmentAttention<'a, B: Backend> {
+    pub q: &'a B::Buf<B::Float>,
+    pub k: &'a B::Buf<B::Float>,
+    pub v: &'a B::Buf<B::Float>,
+    pub cu_seqlens: &'a B::Buf<u32>,
+    pub num_segments: usize,
+    pub shape: HeadShape,
+    pub rows: usize,
+}

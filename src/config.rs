@@ -1,0 +1,232 @@
+//! The command line ([`Cli`]: what was typed) and what it means ([`Config`]): the only place with defaults and limits.
+//!
+//! Spellings are vLLM's where vLLM has the flag. Every flag can come from the environment as `GROUPER_…`.
+
+mod args;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, LogFormat, ServeArgs};
+
+use crate::bench::{BenchConfig, WORKLOADS, Workload};
+use crate::engine::{EngineConfig, KvBudget, ServingDtype};
+use crate::error::{Error, Result};
+use crate::processor::ProcessorOptions;
+use crate::processor::media::MediaOptions;
+use crate::rollout::limits::Limits;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+}
+
+/// Everything that was decided before the server starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub model: ModelConfig,
+    pub http: HttpConfig,
+    pub device: Device,
+    pub engine: EngineConfig,
+    /// Seed of requests that bring none; `None` draws one for each.
+    pub seed: Option<u64>,
+    pub processor: ProcessorOptions,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// Hub id or folder, as given.
+    pub source: String,
+    pub revision: String,
+    /// The first is the one that replies carry.
+    pub served_names: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    pub host: IpAddr,
+    pub port: u16,
+    pub api_key: Option<String>,
+    pub control_key: Option<String>,
+    /// Names answered to beside those of loopback; `None` when the server is bound beyond loopback and answers to all.
+    pub allowed_hosts: Option<Vec<String>>,
+    pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// # Errors
+    ///
+    /// A flag with a value that can't be meant, a device that this build lacks, an open server without a key.
+    pub fn from_args(args: &ServeArgs) -> Result<Self> {
+        let model = ModelConfig {
+            source: args.model.clone(),
+            revision: args.revision.clone(),
+            served_names: match args.served_model_name.as_slice() {
+                [] => vec![default_name(&args.model)],
+                names => names.to_vec(),
+            },
+        };
+        let limits = Limits {
+            max_groups_per_request: at_least_1("--max-groups-per-request", args.max_groups_per_request)?,
+            max_sequences_in_flight: at_least_1("--max-queued-samples", args.max_queued_samples)?,
+            max_body_bytes: at_least_1("--max-body-mb", args.max_body_mb)? << 20,
+            ..Limits::default()
+        };
+        let media = MediaOptions {
+            media_root: args.media_root.clone(),
+            allow_media_domains: args.allow_media_domain.clone(),
+            allow_remote_media: args.allow_remote_media,
+            ..MediaOptions::default()
+        };
+        let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
+        Ok(Config {
+            model,
+            http: http(args)?,
+            device: device(&args.engine)?,
+            engine: engine(&args.engine)?,
+            seed: args.seed,
+            processor,
+            limits,
+        })
+    }
+}
+
+fn http(args: &ServeArgs) -> Result<HttpConfig> {
+    let host = match args.host.as_str() {
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        other => other
+            .trim_matches(['[', ']'])
+            .parse()
+            .map_err(|_| Error::Setup(format!("--host {other}: not an IP address (127.0.0.1, 0.0.0.0, ::1, …)")))?,
+    };
+    for (flag, key) in [("--api-key", &args.api_key), ("--control-key", &args.control_key)] {
+        if key.as_deref().is_some_and(|key| key.trim() != key || key.is_empty()) {
+            return Err(Error::Setup(format!("{flag}: empty, or with spaces around it")));
+        }
+    }
+    if !host.is_loopback() && args.api_key.is_none() && !args.insecure {
+        return Err(Error::Setup(format!(
+            "--host {host} can be reached from other machines: set --api-key (GROUPER_API_KEY), or say --insecure to serve everyone"
+        )));
+    }
+    Ok(HttpConfig {
+        host,
+        port: args.port,
+        api_key: args.api_key.clone(),
+        control_key: args.control_key.clone(),
+        allowed_hosts: host.is_loopback().then(|| args.allow_host.clone()),
+        drain_timeout: Duration::from_secs(args.drain_timeout),
+    })
+}
+
+fn device(args: &EngineArgs) -> Result<Device> {
+    match args.device.as_str() {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        other if other == "cuda" || other.starts_with("cuda:") => {
+            Err(Error::Setup(format!("--device {other}: this build serves on the CPU only; use --device cpu or auto")))
+        }
+        other => Err(Error::Setup(format!("--device {other}: not auto, cpu or cuda:N"))),
+    }
+}
+
+fn engine(args: &EngineArgs) -> Result<EngineConfig> {
+    let defaults = EngineConfig::default();
+    Ok(EngineConfig {
+        dtype: match args.dtype {
+            DtypeArg::Auto | DtypeArg::Float32 => ServingDtype::Float32,
+            DtypeArg::Bfloat16 => ServingDtype::Bfloat16,
+        },
+        max_model_len: args.max_model_len.map(|len| at_least("--max-model-len", len, 2)).transpose()?,
+        max_num_seqs: at_least_1("--max-num-seqs", args.max_num_seqs)?,
+        max_num_batched_tokens: at_least_1("--max-num-batched-tokens", args.max_num_batched_tokens)?,
+        kv_cache: match (args.num_gpu_blocks_override, args.kv_cache_memory) {
+            (Some(blocks), _) => KvBudget::Blocks(at_least("--num-gpu-blocks-override", blocks, 3)?),
+            (None, Some(bytes)) => KvBudget::Bytes(bytes),
+            (None, None) => defaults.kv_cache,
+        },
+        prefix_caching: !args.no_enable_prefix_caching,
+        threads: args.threads.map(|threads| at_least_1("--threads", threads)).transpose()?,
+        ..defaults
+    })
+}
+
+impl BenchArgs {
+    /// What to run on a model's folder.
+    ///
+    /// # Errors
+    ///
+    /// An unknown workload, an empty one, and what [`Config::from_args`] refuses of an engine.
+    pub fn config(&self, folder: PathBuf) -> Result<BenchConfig> {
+        device(&self.engine)?;
+        let named = WORKLOADS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&self.workload));
+        let known = || WORKLOADS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let (_, base) = named.ok_or_else(|| Error::Setup(format!("--workload {}: not one of {}", self.workload, known())))?;
+        let workload = Workload {
+            num_prompts: at_least_1("--num-prompts", self.num_prompts.unwrap_or(base.num_prompts))?,
+            num_generations: at_least_1("--num-generations", self.num_generations.unwrap_or(base.num_generations))?,
+            prompt_len: at_least_1("--prompt-len", self.prompt_len.unwrap_or(base.prompt_len))?,
+            output_len: at_least_1("--output-len", self.output_len.unwrap_or(base.output_len))?,
+        };
+        let repeat = at_least_1("--repeat", self.repeat)?;
+        Ok(BenchConfig { folder, engine: engine(&self.engine)?, workload, repeat, compare_single: self.compare_single })
+    }
+}
+
+fn at_least_1(flag: &str, value: usize) -> Result<usize> {
+    at_least(flag, value, 1)
+}
+
+fn at_least(flag: &str, value: usize, least: usize) -> Result<usize> {
+    match value >= least {
+        true => Ok(value),
+        false => Err(Error::Setup(format!("{flag} {value}: must be at least {least}"))),
+    }
+}
+
+/// A hub id is its own name; of a folder the last part is enough, the rest is nobody's business.
+fn default_name(source: &str) -> String {
+    let path = std::path::Path::new(source);
+    match (path.is_dir(), path.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))) {
+        (true, Some(name)) => name,
+        _ => source.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn parse(flags: &str) -> Result<Config> {
+        let args = ServeArgs::try_parse_from(["serve", "m"].into_iter().chain(flags.split_whitespace())).expect("flags");
+        Config::from_args(&args)
+    }
+
+    #[test]
+    fn flags_mean_what_they_say() {
+        let config = parse("").unwrap();
+        assert!(config.http.host.is_loopback() && config.http.allowed_hosts.is_some() && config.engine.prefix_caching);
+        assert_eq!((config.http.port, config.model.served_names.as_slice()), (8000, ["m".to_owned()].as_slice()));
+        assert_eq!(parse("--kv-cache-memory 2G").unwrap().engine.kv_cache, KvBudget::Bytes(2 << 30));
+        assert_eq!(parse("--num-gpu-blocks-override 64").unwrap().engine.kv_cache, KvBudget::Blocks(64));
+        assert!(!parse("--no-enable-prefix-caching").unwrap().engine.prefix_caching);
+        assert_eq!(parse("--served-model-name a b").unwrap().model.served_names, ["a", "b"]);
+        assert!(parse("--host 0.0.0.0 --api-key k").unwrap().http.allowed_hosts.is_none());
+        assert!(parse("--host 0.0.0.0 --insecure").is_ok());
+        let refused = [
+            ("--device cuda:0", "this build serves on the CPU only"),
+            ("--device tpu", "not auto, cpu or cuda:N"),
+            ("--host 0.0.0.0", "--api-key"),
+            ("--host example", "not an IP address"),
+            ("--max-num-seqs 0", "--max-num-seqs 0: must be at least 1"),
+            ("--threads 0", "--threads 0"),
+        ];
+        for (flags, says) in refused {
+            let message = parse(flags).unwrap_err().to_string();
+            assert!(message.contains(says), "{flags}: {message}");
+        }
+    }
+}

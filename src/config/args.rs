@@ -1,0 +1,207 @@
+//! The command line as it is typed. [`super::Config`] says what it means.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A rollout-and-reward server for GRPO with its own inference engine.
+#[derive(Debug, Parser)]
+#[command(name = "grouper", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model: a Hugging Face id or a folder
+    Serve(Box<ServeArgs>),
+    /// Serve the bundled model and show one batch of scored groups
+    Demo(DemoArgs),
+    /// Measure generated tokens per second, with the split of the time
+    Bench(Box<BenchArgs>),
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Exit after the batch
+    #[arg(long)]
+    pub once: bool,
+    /// Port to serve on; 0 takes a free one
+    #[arg(long, default_value_t = 0, env = "GROUPER_PORT")]
+    pub port: u16,
+    /// Worker threads [default: all cores]
+    #[arg(long, env = "GROUPER_THREADS")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Parser)]
+pub struct ServeArgs {
+    /// Hugging Face id (Qwen/Qwen2.5-VL-3B-Instruct) or folder
+    #[arg(env = "GROUPER_MODEL")]
+    pub model: String,
+    /// Branch, tag or commit on the hub
+    #[arg(long, default_value = "main", env = "GROUPER_REVISION")]
+    pub revision: String,
+    /// Name(s) that requests use [default: MODEL]
+    #[arg(long, num_args = 1.., env = "GROUPER_SERVED_MODEL_NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", env = "GROUPER_HOST", help_heading = "Server")]
+    pub host: String,
+    #[arg(long, default_value_t = 8000, env = "GROUPER_PORT", help_heading = "Server")]
+    pub port: u16,
+    /// Key for data routes (Authorization: Bearer …)
+    #[arg(long, env = "GROUPER_API_KEY", hide_env_values = true, help_heading = "Server")]
+    pub api_key: Option<String>,
+    /// Key for weights and engine control; opens data routes, too
+    #[arg(long, env = "GROUPER_CONTROL_KEY", hide_env_values = true, help_heading = "Server")]
+    pub control_key: Option<String>,
+    /// Listen beyond loopback without --api-key
+    #[arg(long, help_heading = "Server")]
+    pub insecure: bool,
+    /// Another name that the server answers to on loopback, such as that of a proxy (repeatable)
+    #[arg(long, value_name = "NAME", help_heading = "Server")]
+    pub allow_host: Vec<String>,
+    #[arg(long, default_value_t = 64, env = "GROUPER_MAX_BODY_MB", help_heading = "Server")]
+    pub max_body_mb: usize,
+    /// Seconds that running samples get to end after SIGTERM
+    #[arg(long, default_value_t = 30, env = "GROUPER_DRAIN_TIMEOUT", help_heading = "Server")]
+    pub drain_timeout: u64,
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "GROUPER_LOG_FORMAT", help_heading = "Server")]
+    pub log_format: LogFormat,
+
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Seed of requests that bring none [default: drawn for each]
+    #[arg(long, env = "GROUPER_SEED", help_heading = "Engine")]
+    pub seed: Option<u64>,
+
+    /// Folder from which requests may name image files
+    #[arg(long, env = "GROUPER_MEDIA_ROOT", help_heading = "Media and limits")]
+    pub media_root: Option<PathBuf>,
+    /// Host from which requests may name image URLs (repeatable)
+    #[arg(long, value_name = "DOMAIN", help_heading = "Media and limits")]
+    pub allow_media_domain: Vec<String>,
+    /// Fetch image URLs from any public host
+    #[arg(long, help_heading = "Media and limits")]
+    pub allow_remote_media: bool,
+    #[arg(long, default_value_t = 256, env = "GROUPER_MAX_GROUPS_PER_REQUEST", help_heading = "Media and limits")]
+    pub max_groups_per_request: usize,
+    /// Samples that may be queued or running over all requests
+    #[arg(long, default_value_t = 16_384, env = "GROUPER_MAX_QUEUED_SAMPLES", help_heading = "Media and limits")]
+    pub max_queued_samples: usize,
+}
+
+/// Flags of everything that runs an engine.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// auto, cpu or cuda:N
+    #[arg(long, default_value = "auto", env = "GROUPER_DEVICE")]
+    pub device: String,
+    /// Type of weights and activations [auto: float32 on the CPU]
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, env = "GROUPER_DTYPE")]
+    pub dtype: DtypeArg,
+    /// Prompt and completion together [default: the model's]
+    #[arg(long, env = "GROUPER_MAX_MODEL_LEN")]
+    pub max_model_len: Option<usize>,
+    /// Samples that decode at the same time
+    #[arg(long, default_value_t = 64, env = "GROUPER_MAX_NUM_SEQS")]
+    pub max_num_seqs: usize,
+    /// Tokens of one step, prompt chunks included
+    #[arg(long, default_value_t = 512, env = "GROUPER_MAX_NUM_BATCHED_TOKENS")]
+    pub max_num_batched_tokens: usize,
+    /// KV blocks of 32 tokens
+    #[arg(long, env = "GROUPER_NUM_GPU_BLOCKS_OVERRIDE", conflicts_with = "kv_cache_memory")]
+    pub num_gpu_blocks_override: Option<usize>,
+    /// Bytes for the KV cache, with K, M or G behind [default: 1G]
+    #[arg(long, value_parser = parse_bytes, env = "GROUPER_KV_CACHE_MEMORY")]
+    pub kv_cache_memory: Option<usize>,
+    /// Keep the KV of full prompt blocks for later prompts (the default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// Worker threads [default: all cores]
+    #[arg(long, env = "GROUPER_THREADS")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Hugging Face id or folder
+    pub model: String,
+    #[arg(long, default_value = "main")]
+    pub revision: String,
+    /// W1 (64 × 8 completions of 1024 tokens), W3 (128 × 16 of 2048) or W6 (one of 512); the flags below change it
+    #[arg(long, default_value = "W1")]
+    pub workload: String,
+    #[arg(long)]
+    pub num_prompts: Option<usize>,
+    #[arg(long)]
+    pub num_generations: Option<usize>,
+    #[arg(long)]
+    pub prompt_len: Option<usize>,
+    #[arg(long)]
+    pub output_len: Option<usize>,
+    /// Runs, of which each is printed
+    #[arg(long, default_value_t = 1)]
+    pub repeat: usize,
+    /// Also run every completion as a request of its own, one after the other
+    #[arg(long)]
+    pub compare_single: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+impl Default for ServeArgs {
+    /// What clap fills in when nothing but a model is given.
+    fn default() -> Self {
+        ServeArgs::parse_from(["serve", "model"])
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    Auto,
+    Float32,
+    Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    let short = text.trim_end_matches(['B', 'b', 'i']);
+    let shift = match short.bytes().last().map(|byte| byte.to_ascii_lowercase()) {
+        Some(b'k') => 10,
+        Some(b'm') => 20,
+        Some(b'g') => 30,
+        _ => 0,
+    };
+    let digits = if shift == 0 { short } else { &short[..short.len() - 1] };
+    let number: usize = digits.trim().parse().map_err(|_| format!("{text} is not a number of bytes such as 512M or 4G"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("512", 512), ("4K", 4096), ("3M", 3 << 20), ("2GiB", 2 << 30), ("1gb", 1 << 30)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "99999999999999G"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The device side of the engine: model, cache and step buffers, allocated once; a plan becomes uploads and kernel launches.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
+use super::plan::StepPlan;
+use crate::backends::{Backend, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::activations::{Activations, VisionActivations};
+use crate::model::decoder::DecoderStep;
+use crate::model::input::MediaInput;
+
+/// Sizes of the buffers, planned at start.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    pub max_rows: usize,
+    pub max_draws: usize,
+    pub num_blocks: usize,
+    pub counts_rows: usize,
+    /// Entries of the flat list of block tables.
+    pub max_table: usize,
+    pub max_patches: usize,
+    pub vision_rows: usize,
+}
+
+pub struct Runner<B: Backend> {
+    backend: B,
+    model: Model<B>,
+    kv: Vec<B::Kv>,
+    act: Activations<B>,
+    vision: Option<Vision<B>>,
+    features: B::Buf<f32>,
+    sampler: SamplerState<B>,
+    step: StepBuffers<B>,
+    sampled: B::Buf<Sampled>,
+    max_patches: usize,
+    stats: Arc<EngineStats>,
+}
+
+struct Vision<B: Backend> {
+    act: VisionActivations<B>,
+}
+
+/// Fixed device buffers for everything that changes between steps.
+struct StepBuffers<B: Backend> {
+    token_ids: B::Buf<u32>,
+    token_slots: B::Buf<u32>,
+    positions: B::Buf<i32>,
+    slot_mapping: B::Buf<u32>,
+    feature_pairs: B::Buf<u32>,
+    logits_index: B::Buf<u32>,
+    plan: B::AttentionPlan,
+    draws: B::Buf<SampleRow>,
+    banned: B::Buf<u32>,
+    bias_ids: B::Buf<u32>,
+    bias_values: B::Buf<f32>,
+}
+
+/// A step on the device.
+pub struct InFlight<B: Backend> {
+    pub plan: Box<StepPlan>,
+    ticket: B::Ticket,
+}
+
+impl<B: Backend> Runner<B> {
+    pub fn new(backend: B, model: Model<B>, config: &RunnerConfig, stats: Arc<EngineStats>) -> Result<Self> {
+        let b = &backend;
+        let shape = model.decoder.shape();
+        let kv = (0..model.decoder.num_layers()).map(|_| b.alloc_kv(config.num_blocks, shape)).collect::<Result<_>>()?;
+        let vision = match &model.vision {
+            Some(tower) => Some(Vision { act: VisionActivations::new(b, tower.config(), config.max_patches)? }),
+            None => None,
+        };
+        let step = StepBuffers {
+            token_ids: b.alloc(config.max_rows)?,
+            token_slots: b.alloc(config.max_rows)?,
+            positions: b.alloc(3 * config.max_rows)?,
+            slot_mapping: b.alloc(config.max_rows)?,
+            feature_pairs: b.alloc(2 * config.max_rows)?,
+            logits_index: b.alloc(config.max_draws)?,
+            plan: b.alloc_attention_plan(config.max_rows, config.max_rows, config.max_table, shape)?,
+            draws: b.alloc(config.max_draws)?,
+            banned: b.alloc(config.max_draws * MAX_BANNED_IDS)?,
+            bias_ids: b.alloc(config.max_draws * MAX_BIASED_IDS)?,
+            bias_values: b.alloc(config.max_draws * MAX_BIASED_IDS)?,
+        };
+        Ok(Runner {
+            kv,
+            act: Activations::new(b, &model.config, config.max_rows, config.max_draws)?,
+            vision,
+            features: b.alloc(config.vision_rows * model.config.hidden_size)?,
+            sampler: SamplerState::new(b, config.max_draws, config.counts_rows, model.config.vocab_size)?,
+            step,
+            sampled: b.alloc(config.max_draws)?,
+            max_patches: config.max_patches,
+            model,
+            stats,
+            backend,
+        })
+    }
+
+    /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.
+    pub fn submit(&mut self, plan: Box<StepPlan>) -> InFlight<B> {
+        self.encode(&plan);
+        let started = Instant::now();
+        self.upload(&plan);
+        let uploaded = Instant::now();
+        for reset in &plan.resets {
+            self.backend.reset_slot(&mut self.sampler, reset.slot, reset.counts_row, &reset.prompt, &reset.completion);
+        }
+        let (b, step) = (&self.backend, &self.step);
+        let inputs = DecoderStep {
+            source: TokenSource { ids: &step.token_ids, slots: &step.token_slots, last_tokens: &self.sampler.last_tokens },
+            positions: &step.positions,
+            slot_mapping: &step.slot_mapping,
+            plan: &step.plan,
+            rows: plan.num_rows(),
+            features: &self.features,
+            feature_pairs: &step.feature_pairs,
+            num_features: plan.features.len(),
+            logits_index: &step.logits_index,
+            num_logits: plan.logits_index.len(),
+        };
+        self.model.decoder.forward(b, &inputs, &mut self.kv, &mut self.act);
+        let forwarded = Instant::now();
+        let num_draws = plan.draws.len();
+        if num_draws > 0 {
+            let inputs = SampleInputs { rows: &step.draws, banned: &step.banned, bias_ids: &step.bias_ids, bias_values: &step.bias_values };
+            b.sample(&self.act.logits, inputs, num_draws, &mut self.sampler, &mut self.sampled);
+        }
+        let ticket = b.submit(&self.sampled, num_draws);
+        self.stats.plan_ns.fetch_add((uploaded - started).as_nanos() as u64, Relaxed);
+        self.stats.forward_ns.fetch_add((forwarded - uploaded).as_nanos() as u64, Relaxed);
+        self.stats.sample_ns.fetch_add(forwarded.elapsed().as_nanos() as u64, Relaxed);
+        InFlight { plan, ticket }
+    }
+
+    /// Waits for a step and returns its draws, in the order of its plan.
+    pub fn wait(&self, step: InFlight<B>) -> (Box<StepPlan>, Vec<Sampled>) {
+        (step.plan, self.backend.wait(step.ticket))
+    }
+
+    fn upload(&mut self, plan: &StepPlan) {
+        let (b, step) = (&self.backend, &mut self.step);
+        let positions: Vec<i32> = (0..3).flat_map(|axis| plan.positions.iter().map(move |p| p[axis])).collect();
+        b.upload(&plan.token_ids, &mut step.token_ids);
+        b.upload(&plan.token_slots, &mut step.token_slots);
+        b.upload(&positions, &mut step.positions);
+        b.upload(&plan.slot_mapping, &mut step.slot_mapping);
+        b.upload(plan.features.as_flattened(), &mut step.feature_pairs);
+        b.upload(&plan.logits_index, &mut step.logits_index);
+        b.upload(&plan.draws, &mut step.draws);
+        b.upload(&plan.banned, &mut step.banned);
+        b.upload(&plan.bias_ids, &mut step.bias_ids);
+        b.upload(&plan.bias_values, &mut step.bias_values);
+        b.plan_attention(&plan.spans, &plan.tables, &mut step.plan);
+    }
+
+    /// Runs the tower over the media that a plan needs, as many a pass as fit.
+    fn encode(&mut self, plan: &StepPlan) {
+        if plan.encode.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let (Some(tower), Some(vision)) = (&self.model.vision, &mut self.vision) else {
+            panic!("{} media for a model without a vision tower", plan.encode.len());
+        };
+        let mut pass: Vec<&(Arc<MediaInput>, Vec<u32>)> = Vec::new();
+        let mut patches = 0;
+        for (i, item) in plan.encode.iter().enumerate() {
+            patches += item.0.num_patches();
+            pass.push(item);
+            let next = plan.encode.get(i + 1).map(|next| next.0.num_patches());
+            if next.is_none_or(|next| patches + next > self.max_patches) {
+                let media: Vec<&MediaInput> = pass.iter().map(|(m, _)| m.as_ref()).collect();
+                let rows: Vec<u32> = pass.iter().flat_map(|(_, rows)| rows.iter().copied()).collect();
+                tower.forward(&self.backend, &media, &rows, &mut self.features, &mut vision.act);
+                pass.clear();
+                patches = 0;
+            }
+        }
+        self.stats.vision_ns.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
+    }
+}

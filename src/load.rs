@@ -1,0 +1,37 @@
+//! From a model folder to something that generates: tokenizer and templates, then weights and the engine's thread.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::config::{Config, Device};
+use crate::engine::handle::EngineHandle;
+use crate::error::Result;
+use crate::model::config::ModelConfig;
+use crate::processor::Processor;
+use crate::rollout::generator::Generator;
+
+/// A model that is ready to generate.
+pub struct Loaded {
+    pub engine: EngineHandle,
+    /// Ends after [`EngineHandle::shutdown`].
+    pub thread: JoinHandle<()>,
+    pub generator: Arc<Generator>,
+}
+
+/// Loads a folder; `progress` is told what begins.
+///
+/// # Errors
+///
+/// A file or tensor that is missing, superfluous or of the wrong shape, by name.
+pub fn start(config: &Config, folder: &Path, progress: &dyn Fn(&str)) -> Result<Loaded> {
+    progress("reading the configuration and the tokenizer");
+    let model = ModelConfig::load(folder)?;
+    let processor = Processor::load(folder, &model, config.processor.clone())?;
+    progress("loading the weights");
+    let (engine, thread) = match config.device {
+        Device::Cpu => crate::engine::start_cpu(folder, &config.engine)?,
+    };
+    let generator = Generator::new(Arc::new(processor), engine.clone(), &model, config.limits.clone());
+    Ok(Loaded { engine, thread, generator: Arc::new(generator) })
+}

@@ -1,0 +1,293 @@
+//! One group from its prompt to its scored samples: generated, scored while siblings decode, drawn again where that is asked for.
+
+use std::sync::Arc;
+
+use metrics::counter;
+use rewards::{Sample, Verdict};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+use super::advantage::{GroupAdvantages, SampleRewards, advantages};
+use super::generator::{Generation, Generator, rng_key};
+use super::plan::{GroupFacts, GroupPlan, Sampling, Settings};
+use super::reply::{BadGroup, GroupError, GroupReply, ScoredGroup, Status};
+use super::request::Policy;
+use super::rewarder::ScorePool;
+use super::sample::{ScoredSample, count_non_finite, nothing};
+use super::stop::final_text;
+use crate::engine::request::{FinishReason, SampleEvent, SampleOutput};
+use crate::error::{Error, Result};
+use crate::processor::PreparedPrompt;
+
+/// What the groups of one running request share.
+pub(super) struct Run {
+    pub generator: Arc<Generator>,
+    pub pool: Arc<ScorePool>,
+    pub settings: Settings,
+    pub seed: u64,
+    pub rollout_id: String,
+    pub deadline: Option<Instant>,
+}
+
+/// How a group ended, and what every attempt at it says to the metrics.
+pub(super) struct Finished {
+    pub position: usize,
+    pub outcome: Outcome,
+    pub attempts: Vec<Attempt>,
+}
+
+pub(super) enum Outcome {
+    Kept(Box<Group>),
+    Dropped,
+    Bad { id: String, error: Error },
+}
+
+/// A group that was generated and scored. Its advantages may still depend on other groups.
+pub(super) struct Group {
+    pub id: String,
+    position: usize,
+    attempt: u32,
+    sampling: Sampling,
+    prompt: Arc<PreparedPrompt>,
+    facts: GroupFacts,
+    samples: Vec<ScoredSample>,
+}
+
+/// The figures of one attempt at a group.
+pub(super) struct Attempt {
+    pub prompt_len: usize,
+    pub lengths: Vec<usize>,
+    pub statuses: Vec<Status>,
+    pub rewards: Vec<SampleRewards>,
+    pub mean: Option<f64>,
+    pub std: Option<f64>,
+    pub zero_std: bool,
+}
+
+impl Run {
+    /// Generates and scores one group. Dropping the future cancels it.
+    pub async fn group(self: Arc<Self>, position: usize, plan: GroupPlan) -> Finished {
+        let id = plan.id.clone();
+        let mut attempts = Vec::new();
+        let outcome = match self.attempts(position, plan, &mut attempts).await {
+            Ok(Some(group)) => Outcome::Kept(Box::new(group)),
+            Ok(None) => Outcome::Dropped,
+            Err(error) => Outcome::Bad { id, error: within_group(error, position) },
+        };
+        let label = match &outcome {
+            Outcome::Kept(_) => "kept",
+            Outcome::Dropped => "dropped",
+            Outcome::Bad { .. } => "bad",
+        };
+        counter!("grouper_groups_total", "outcome" => label).increment(1);
+        Finished { position, outcome, attempts }
+    }
+
+    async fn attempts(&self, position: usize, plan: GroupPlan, attempts: &mut Vec<Attempt>) -> Result<Option<Group>> {
+        let GroupPlan { id, prompt, facts } = plan;
+        let prompt = Arc::new(self.before_deadline(self.generator.prepare(prompt)).await??);
+        let prompt_len = prompt.input.token_ids.len();
+        let sampling = self.settings.sampling.for_prompt(prompt_len, self.generator.engine().info().max_model_len);
+        for attempt in 0.. {
+            let (id, facts, sampling, prompt) = (id.clone(), facts.clone(), sampling.clone(), prompt.clone());
+            let mut group = Group { id, position, attempt, sampling, prompt, facts, samples: Vec::new() };
+            group.samples = self.samples(&group).await?;
+            let figures = group.figures(&self.settings);
+            let policy = match &figures {
+                figures if !figures.statuses.iter().all(|status| status.is_whole()) && self.settings.failed != Policy::Keep => {
+                    self.settings.failed
+                }
+                figures if figures.zero_std => self.settings.zero_std,
+                _ => Policy::Keep,
+            };
+            attempts.push(figures);
+            match policy {
+                Policy::Keep => return Ok(Some(group)),
+                Policy::Refill if attempt < self.settings.max_refills && !self.is_late() => {
+                    counter!("grouper_refills_total").increment(1);
+                }
+                Policy::Refill | Policy::Drop => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// All samples of one attempt, each scored as it ends, in order.
+    async fn samples(&self, group: &Group) -> Result<Vec<ScoredSample>> {
+        let num_samples = self.settings.num_generations;
+        let mut scoring: Vec<Option<oneshot::Receiver<ScoredSample>>> = (0..num_samples).map(|_| None).collect();
+        let missing = if self.is_late() {
+            FinishReason::Abort
+        } else {
+            let mut stream = self.generator.start(&group.prompt, self.generation(group))?;
+            let mut aborted = false;
+            loop {
+                tokio::select! {
+                    event = stream.next() => match event {
+                        Some(SampleEvent::Finished { sample, output }) => scoring[sample] = Some(self.score(group, *output)),
+                        Some(SampleEvent::Token { .. }) => {}
+                        None => break,
+                    },
+                    () = at(self.deadline), if !aborted => {
+                        aborted = true;
+                        stream.abort();
+                    }
+                }
+            }
+            // An engine that stopped owes the rest of the group.
+            FinishReason::Corrupt
+        };
+        let mut samples = Vec::with_capacity(num_samples);
+        for receiver in scoring {
+            samples.push(match receiver {
+                Some(receiver) => receiver.await.unwrap_or_else(|_| panic!("scoring failed: its own message stands above")),
+                None => self.score(group, nothing(missing)).await.unwrap_or_else(|_| panic!("scoring of nothing failed")),
+            });
+        }
+        if self.settings.rewarder.needs_group() {
+            samples = self.score_group(group, samples).await;
+        }
+        for sample in &samples {
+            sample.count();
+        }
+        Ok(samples)
+    }
+
+    fn generation(&self, group: &Group) -> Generation {
+        Generation {
+            num_samples: self.settings.num_generations,
+            sampling: group.sampling.params(),
+            stop: group.sampling.stop.clone(),
+            rng_key: rng_key(self.seed, &group.id, group.attempt),
+            stream: false,
+            ban_media: true,
+        }
+    }
+
+    /// Decodes and scores a sample on a thread of its own while its siblings go on.
+    fn score(&self, group: &Group, output: SampleOutput) -> oneshot::Receiver<ScoredSample> {
+        let tokenizer = self.generator.processor().tokenizer().clone();
+        let (prompt, facts, sampling) = (group.prompt.clone(), group.facts.clone(), group.sampling.clone());
+        let rewarder = self.settings.rewarder.clone();
+        self.pool.start(move || {
+            let start = std::time::Instant::now();
+            let text = final_text(&tokenizer, &output.token_ids, &sampling.stop.into(), sampling.min_tokens);
+            let mut sample = ScoredSample::new(output, text, &facts);
+            if sample.status.is_whole() {
+                sample.verdicts = rewarder.score(&sample.seen(&prompt, &facts));
+            }
+            sample.score_time = start.elapsed();
+            sample
+        })
+    }
+
+    /// The verdicts of rewards that compare the samples of a group. Samples that are not whole take no part.
+    async fn score_group(&self, group: &Group, mut samples: Vec<ScoredSample>) -> Vec<ScoredSample> {
+        let (prompt, facts, rewarder) = (group.prompt.clone(), group.facts.clone(), self.settings.rewarder.clone());
+        let work = move || {
+            let start = std::time::Instant::now();
+            let mut verdicts: Vec<Vec<Verdict>> = samples.iter_mut().map(|s| std::mem::take(&mut s.verdicts)).collect();
+            let whole: Vec<bool> = samples.iter().map(|sample| sample.status.is_whole()).collect();
+            let seen: Vec<Sample<'_>> = samples.iter().filter(|s| s.status.is_whole()).map(|s| s.seen(&prompt, &facts)).collect();
+            let mut of_whole: Vec<&mut Vec<Verdict>> =
+                verdicts.iter_mut().zip(&whole).filter(|(_, whole)| **whole).map(|(verdicts, _)| verdicts).collect();
+            rewarder.score_group(&seen, &mut of_whole);
+            let share = start.elapsed() / seen.len().max(1) as u32;
+            drop(seen);
+            for (sample, verdicts) in samples.iter_mut().zip(verdicts) {
+                sample.verdicts = verdicts;
+                sample.score_time += share;
+            }
+            samples
+        };
+        self.pool.run(work).await
+    }
+
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    async fn before_deadline<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        tokio::select! {
+            biased;
+            result = work => Ok(result),
+            () = at(self.deadline) => {
+                Err(Error::invalid_code("", "deadline_exceeded", "the deadline passed before the prompt was ready"))
+            }
+        }
+    }
+
+    /// The reply of a group once its advantages are known.
+    pub fn scored(&self, group: Group, advantages: GroupAdvantages) -> GroupReply {
+        let Group { id, position, attempt, sampling, prompt, facts, samples } = group;
+        let PreparedPrompt { input, text, images } = Arc::unwrap_or_clone(prompt);
+        let numbers = [advantages.mean, advantages.std].into_iter().flatten().chain(advantages.advantages.iter().copied());
+        count_non_finite("advantage", numbers.filter(|number| !number.is_finite()).count());
+        let samples = samples.into_iter().zip(&advantages.advantages).enumerate();
+        GroupReply::Scored(Box::new(ScoredGroup {
+            id,
+            uid: self.uid(position),
+            rollout_id: self.rollout_id.clone(),
+            seed: self.seed,
+            attempt,
+            sampling,
+            advantage: self.settings.recipe.clone(),
+            prompt_token_ids: input.token_ids,
+            prompt_text: text,
+            images,
+            reward_mean: advantages.mean,
+            reward_std: advantages.std,
+            zero_std: advantages.zero_std,
+            solution: facts.solution,
+            fields: facts.fields,
+            samples: samples.map(|(index, (sample, advantage))| sample.reply(index, *advantage, &self.settings)).collect(),
+        }))
+    }
+
+    pub fn bad(&self, position: usize, id: String, error: &Error) -> GroupReply {
+        GroupReply::Bad(BadGroup { id, uid: self.uid(position), rollout_id: self.rollout_id.clone(), error: GroupError::from(error) })
+    }
+
+    fn uid(&self, position: usize) -> String {
+        format!("{}-{position}", self.rollout_id)
+    }
+}
+
+impl Group {
+    pub fn rewards(&self) -> Vec<SampleRewards> {
+        self.samples.iter().map(ScoredSample::rewards).collect()
+    }
+
+    fn figures(&self, settings: &Settings) -> Attempt {
+        let groups = [self.rewards()];
+        let GroupAdvantages { mean, std, zero_std, .. } = advantages(&settings.recipe, settings.rewarder.weights(), &groups).remove(0);
+        let [rewards] = groups;
+        Attempt {
+            prompt_len: self.prompt.input.token_ids.len(),
+            lengths: self.samples.iter().map(|sample| sample.output.token_ids.len()).collect(),
+            statuses: self.samples.iter().map(|sample| sample.status).collect(),
+            rewards,
+            mean,
+            std,
+            zero_std,
+        }
+    }
+}
+
+/// Until the deadline, or for ever.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The engine and the processor name fields of their own requests; here is where those came from.
+fn within_group(error: Error, position: usize) -> Error {
+    match error {
+        Error::Invalid { param, code, message } if param == "max_tokens" => {
+            Error::Invalid { param: "sampling.max_tokens".into(), code, message: format!("groups[{position}]: {message}") }
+        }
+        other => other.within(&format!("groups[{position}]")),
+    }
+}

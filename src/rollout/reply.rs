@@ -1,0 +1,242 @@
+//! What `POST /v1/rollouts` answers. Numbers that are not finite are written as `null` (serde_json does so) and counted.
+
+use std::sync::Arc;
+
+use rewards::{Reason, Verdict};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::plan::Sampling;
+use super::recipe::Recipe;
+use super::request::Scalar;
+use crate::engine::request::{PolicyVersion, VersionSpan};
+use crate::error::Error;
+use crate::processor::MediaInfo;
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RolloutReply {
+    pub rollout_id: String,
+    #[schema(value_type = u64)]
+    pub policy_version: PolicyVersion,
+    pub model: String,
+    pub seed: u64,
+    pub advantage: Recipe,
+    /// In the order of the request, without those that were dropped.
+    pub groups: Vec<GroupReply>,
+    /// Under TRL's names, over every group that was generated, dropped ones included.
+    #[schema(value_type = std::collections::BTreeMap<String, Option<f64>>)]
+    pub metrics: Named<Value>,
+}
+
+/// A group, or what was wrong with it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum GroupReply {
+    Scored(Box<ScoredGroup>),
+    Bad(BadGroup),
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ScoredGroup {
+    pub id: String,
+    /// Unique on the server.
+    pub uid: String,
+    pub rollout_id: String,
+    pub seed: u64,
+    pub attempt: u32,
+    pub sampling: Sampling,
+    pub advantage: Recipe,
+    pub prompt_token_ids: Vec<u32>,
+    pub prompt_text: String,
+    #[schema(value_type = Vec<Object>)]
+    pub images: Vec<MediaInfo>,
+    pub reward_mean: Option<f64>,
+    pub reward_std: Option<f64>,
+    /// No two rewards differ: there is nothing to learn from the group.
+    pub zero_std: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Scalar>)]
+    pub solution: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub fields: Option<Map<String, Value>>,
+    pub samples: Vec<SampleReply>,
+}
+
+/// A group that could not be generated, such as one whose image does not decode.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct BadGroup {
+    pub id: String,
+    pub uid: String,
+    pub rollout_id: String,
+    pub error: GroupError,
+}
+
+/// An error in OpenAI's form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct GroupError {
+    pub r#type: &'static str,
+    pub code: &'static str,
+    /// JSON path of the value at fault, where there is one.
+    pub param: Option<String>,
+    pub message: String,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct SampleReply {
+    pub index: usize,
+    pub status: Status,
+    pub finish_reason: Finish,
+    /// The token that ended it, the last of `token_ids`; null after a stop string.
+    pub stop_token_id: Option<u32>,
+    pub token_ids: Vec<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Log-probabilities over the full vocabulary at the sampling temperature (1 when greedy).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logps: Option<Vec<f32>>,
+    /// At temperature 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logps_raw: Option<Vec<f32>>,
+    /// Renormalised over what top-k, top-p, min-p and penalties left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logps_sampled: Option<Vec<f32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<Vec<f32>>,
+    /// 0 where the learner must not learn from the sample: it failed, was aborted, or was cut and `mask_truncated` is set.
+    pub completion_mask: u8,
+    #[schema(value_type = Vec<Object>)]
+    pub policy_versions: Vec<VersionSpan>,
+    #[schema(value_type = std::collections::BTreeMap<String, Option<f64>>)]
+    pub rewards: Named<Option<f64>>,
+    /// The weighted sum of the rewards that gave a verdict.
+    pub reward: Option<f64>,
+    pub advantage: f64,
+    #[schema(value_type = std::collections::BTreeMap<String, Detail>)]
+    pub details: Named<Detail>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing_ms: Option<TimingReply>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Completed,
+    /// It hit `max_tokens`.
+    Truncated,
+    /// Cut by the deadline.
+    Aborted,
+    Failed,
+}
+
+impl Status {
+    /// Whether the sample is all that the model had to say within `max_tokens`; only then it is scored.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Status::Completed | Status::Truncated)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Completed => "completed",
+            Status::Truncated => "truncated",
+            Status::Aborted => "aborted",
+            Status::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    Stop,
+    Length,
+    Abort,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
+pub struct TimingReply {
+    pub queue: f64,
+    pub prefill: f64,
+    pub decode: f64,
+    pub score: f64,
+}
+
+/// What a reward looked at and why it said what it said.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Detail {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extracted: Option<String>,
+    #[schema(value_type = String, example = "equal_exact")]
+    pub reason: Reason,
+}
+
+impl From<Verdict> for Detail {
+    fn from(verdict: Verdict) -> Self {
+        Detail { extracted: verdict.extracted, reason: verdict.reason }
+    }
+}
+
+/// A JSON object with few keys, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named<T>(pub Vec<(Arc<str>, T)>);
+
+impl<T> Named<T> {
+    pub fn new(keys: &[Arc<str>], values: impl IntoIterator<Item = T>) -> Self {
+        Named(keys.iter().cloned().zip(values).collect())
+    }
+
+    pub fn get(&self, key: &str) -> Option<&T> {
+        self.0.iter().find(|(k, _)| &**k == key).map(|(_, value)| value)
+    }
+}
+
+impl<T: Serialize> Serialize for Named<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (&**key, value)))
+    }
+}
+
+impl From<&Error> for GroupError {
+    fn from(error: &Error) -> Self {
+        let (r#type, code) = match error {
+            Error::Invalid { code, .. } => ("invalid_request_error", *code),
+            Error::TooLarge { .. } => ("invalid_request_error", "too_large"),
+            Error::NotFound(_) => ("invalid_request_error", "not_found"),
+            Error::Conflict(_) => ("invalid_request_error", "conflict"),
+            Error::Overloaded { .. } => ("rate_limit_error", "overloaded"),
+            Error::NotReady(_) => ("server_error", "not_ready"),
+            Error::Model(_) | Error::Setup(_) | Error::File { .. } => {
+                // Paths and library texts are for the log.
+                let message = "the server failed while answering; its log says why".to_owned();
+                return GroupError { r#type: "server_error", code: "internal_error", param: None, message };
+            }
+        };
+        let param = match error {
+            Error::Invalid { param, .. } | Error::TooLarge { param, .. } => Some(param.clone()),
+            _ => None,
+        };
+        GroupError { r#type, code, param, message: error.to_string() }
+    }
+}
+
+impl RolloutReply {
+    /// About the memory it takes: what bounds how many are remembered.
+    pub fn size(&self) -> usize {
+        let of_sample = |sample: &SampleReply| {
+            let arrays = [&sample.logps, &sample.logps_raw, &sample.logps_sampled, &sample.entropy];
+            let floats: usize = arrays.iter().filter_map(|array| array.as_ref()).map(Vec::len).sum();
+            512 + 4 * (sample.token_ids.len() + floats) + sample.text.as_ref().map_or(0, String::len)
+        };
+        let of_group = |group: &GroupReply| match group {
+            GroupReply::Scored(group) => {
+                let fields = group.fields.as_ref().map_or(0, |fields| 2 * Value::from(fields.clone()).to_string().len());
+                let prompt = 4 * group.prompt_token_ids.len() + group.prompt_text.len();
+                1024 + fields + prompt + group.samples.iter().map(of_sample).sum::<usize>()
+            }
+            GroupReply::Bad(_) => 1024,
+        };
+        1024 + self.groups.iter().map(of_group).sum::<usize>()
+    }
+}

@@ -1,0 +1,198 @@
+//! Rollouts: requests in, scored groups out.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::future::Either;
+use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use metrics::{counter, histogram};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::advantage::advantages;
+use super::figures::figures;
+use super::generator::{Generator, Permit};
+use super::group::{Finished, Outcome, Run};
+use super::idempotency::{Fingerprint, Replies};
+use super::plan::{GroupPlan, Plan, Served};
+use super::reply::{GroupReply, RolloutReply};
+use super::request::RolloutRequest;
+use super::rewarder::ScorePool;
+use super::scoring::{self, ScoreReply, ScoreRequest};
+use crate::error::{Error, Result};
+
+pub struct RolloutService {
+    generator: Arc<Generator>,
+    served: Served,
+    pool: Arc<ScorePool>,
+    replies: Arc<Replies>,
+}
+
+/// An admitted request: its groups, what they share, and the room they take.
+struct Started {
+    run: Arc<Run>,
+    groups: Vec<GroupPlan>,
+    permit: Permit,
+    model: String,
+}
+
+impl RolloutService {
+    pub fn new(generator: Arc<Generator>, model: impl Into<String>) -> Self {
+        let info = generator.engine().info();
+        let served = Served { model: model.into(), vocab_size: info.vocab_size, max_model_len: info.max_model_len };
+        let replies = Arc::new(Replies::new(generator.limits()));
+        RolloutService { generator, served, pool: Arc::default(), replies }
+    }
+
+    /// Generates, scores and normalises all groups. Dropping the future cancels everything, unless the request has a key.
+    ///
+    /// # Errors
+    ///
+    /// A request that can't be meant, no room, a key that came before with another body, and a bad group when all are bad.
+    pub async fn run(&self, request: RolloutRequest) -> Result<RolloutReply> {
+        let start = Instant::now();
+        let result = self.run_or_join(request).await;
+        counter!("grouper_rollouts_total", "outcome" => if result.is_ok() { "ok" } else { "error" }).increment(1);
+        histogram!("grouper_rollout_seconds").record(start.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn run_or_join(&self, request: RolloutRequest) -> Result<RolloutReply> {
+        let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
+        let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        match plan.idempotency_key.take().zip(fingerprint) {
+            None => self.start(plan)?.finish().await,
+            Some((key, fingerprint)) => {
+                let reply = self.replies.join(key, fingerprint, || Ok(self.start(plan)?.finish())).await?;
+                Ok(RolloutReply::clone(&reply))
+            }
+        }
+    }
+
+    /// The groups one by one, each as it ends; those of a keyed request when all have ended. Bad groups are elements with an
+    /// `error`. Dropping the stream cancels what is unfinished, unless the request has a key.
+    ///
+    /// # Errors
+    ///
+    /// As [`RolloutService::run`], before the first group.
+    pub fn stream(self: Arc<Self>, request: RolloutRequest) -> Result<impl Stream<Item = Result<GroupReply>> + Send + use<>> {
+        let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
+        let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        if plan.settings.recipe.spans_groups() {
+            return Err(Error::invalid("advantage", "this recipe reckons over all groups of a request, which a stream does not wait for"));
+        }
+        counter!("grouper_rollouts_total", "outcome" => "stream").increment(1);
+        match plan.idempotency_key.take().zip(fingerprint) {
+            None => Ok(Either::Left(self.start(plan)?.stream())),
+            Some((key, fingerprint)) => {
+                let all = async move {
+                    let joined = self.replies.join(key, fingerprint, || Ok(self.start(plan)?.finish())).await;
+                    stream::iter(match joined {
+                        Ok(reply) => reply.groups.iter().cloned().map(Ok).collect(),
+                        Err(error) => vec![Err(error)],
+                    })
+                };
+                Ok(Either::Right(stream::once(all).flatten()))
+            }
+        }
+    }
+
+    /// Rewards and advantages of completions that were generated elsewhere.
+    pub async fn score(&self, request: ScoreRequest) -> Result<ScoreReply> {
+        scoring::score(request, self.generator.limits(), &self.pool).await
+    }
+
+    pub fn generator(&self) -> &Arc<Generator> {
+        &self.generator
+    }
+
+    /// Makes room and draws what is random.
+    fn start(&self, plan: Plan) -> Result<Started> {
+        let Plan { groups, settings, deadline, .. } = plan;
+        let permit = self.generator.admit(groups.len() * settings.num_generations, settings.sampling.max_tokens)?;
+        // Readers of JSON with 53 bits of precision get a drawn seed unharmed.
+        let seed = settings.seed.unwrap_or_else(|| u64::from_le_bytes(fresh()) >> 11);
+        let rollout_id = format!("rollout-{}", fresh::<12>().iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let deadline = deadline.map(|deadline| Instant::now() + deadline);
+        let (generator, pool) = (self.generator.clone(), self.pool.clone());
+        let run = Arc::new(Run { generator, pool, settings, seed, rollout_id, deadline });
+        Ok(Started { run, groups, permit, model: self.served.model.clone() })
+    }
+}
+
+impl Started {
+    /// Waits for all groups and writes the reply.
+    async fn finish(self) -> Result<RolloutReply> {
+        let Started { run, groups, permit, model } = self;
+        let groups = groups.into_iter().enumerate().map(|(position, plan)| run.clone().group(position, plan));
+        let mut finished: Vec<Finished> = groups.collect::<FuturesUnordered<_>>().collect().await;
+        drop(permit);
+        finished.sort_unstable_by_key(|group| group.position);
+        if finished.iter().all(|group| matches!(group.outcome, Outcome::Bad { .. })) {
+            let first = finished.into_iter().find_map(|group| match group.outcome {
+                Outcome::Bad { error, .. } => Some(error),
+                _ => None,
+            });
+            return Err(first.unwrap_or_else(|| Error::invalid("groups", "there are none")));
+        }
+        let metrics = figures(&finished, run.settings.rewarder.keys());
+        Ok(RolloutReply {
+            rollout_id: run.rollout_id.clone(),
+            policy_version: run.generator.engine().stats().policy_version(),
+            model,
+            seed: run.seed,
+            advantage: run.settings.recipe.clone(),
+            groups: replies(&run, finished),
+            metrics,
+        })
+    }
+
+    fn stream(self) -> impl Stream<Item = Result<GroupReply>> + Send + use<> {
+        let Started { run, groups, permit, .. } = self;
+        let groups: FuturesUnordered<_> =
+            groups.into_iter().enumerate().map(|(position, plan)| run.clone().group(position, plan)).collect();
+        groups.flat_map(move |finished| {
+            // The room is given back when the stream is dropped.
+            let _ = &permit;
+            stream::iter(replies(&run, vec![finished]).into_iter().map(Ok))
+        })
+    }
+}
+
+/// The replies of groups whose advantages depend on each other, without those that were dropped.
+fn replies(run: &Run, finished: Vec<Finished>) -> Vec<GroupReply> {
+    let rewards: Vec<_> = finished
+        .iter()
+        .filter_map(|group| match &group.outcome {
+            Outcome::Kept(group) => Some(group.rewards()),
+            _ => None,
+        })
+        .collect();
+    let mut advantages = advantages(&run.settings.recipe, run.settings.rewarder.weights(), &rewards).into_iter();
+    finished
+        .into_iter()
+        .filter_map(|group| match group.outcome {
+            Outcome::Kept(kept) => advantages.next().map(|advantages| run.scored(*kept, advantages)),
+            Outcome::Bad { id, error } => Some(run.bad(group.position, id, &error)),
+            Outcome::Dropped => None,
+        })
+        .collect()
+}
+
+/// Bytes that no other call and no other process gets: hashed from the system's randomness and a counter.
+fn fresh<const N: usize>() -> [u8; N] {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let mut hash = Sha256::new();
+    hash.update(CALLS.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    for round in 0..2 {
+        // Its keys are seeded by the operating system.
+        hash.update(RandomState::new().hash_one(round).to_le_bytes());
+    }
+    hash.update(std::process::id().to_le_bytes());
+    if let Ok(time) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
+        hash.update(time.as_nanos().to_le_bytes());
+    }
+    let digest = hash.finalize();
+    std::array::from_fn(|i| digest[i])
+}
