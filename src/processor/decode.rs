@@ -6,7 +6,6 @@
 
 use std::io::Cursor;
 
-use image::error::LimitErrorKind;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
@@ -45,13 +44,13 @@ const METADATA_BYTES: u64 = 16 << 20;
 
 /// Checks kind, size and completeness of an image file.
 pub fn read_header(file: &[u8], limits: ImageLimits) -> Result<ImageHeader> {
-    header_of(&open(file, limits, METADATA_BYTES)?, limits)
+    header_of(&open(file, METADATA_BYTES)?, limits)
 }
 
 /// The pixels of an image file, of its first frame if there are several, upright.
 pub fn decode(file: &[u8], limits: ImageLimits) -> Result<RgbImage> {
     let header = read_header(file, limits)?;
-    let mut decoder = open(file, limits, METADATA_BYTES + header.decoded_bytes as u64)?;
+    let mut decoder = open(file, METADATA_BYTES + header.decoded_bytes as u64)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let (color, original) = (decoder.color_type(), decoder.original_color_type());
     let mut raw = vec![0; decoder.total_bytes() as usize];
@@ -60,7 +59,7 @@ pub fn decode(file: &[u8], limits: ImageLimits) -> Result<RgbImage> {
     turn(upright, orientation)
 }
 
-fn open(file: &[u8], limits: ImageLimits, max_alloc: u64) -> Result<impl ImageDecoder> {
+fn open(file: &[u8], max_alloc: u64) -> Result<impl ImageDecoder> {
     let format = match file {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => ImageFormat::Png,
         [0xff, 0xd8, 0xff, ..] => ImageFormat::Jpeg,

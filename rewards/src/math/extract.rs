@@ -453,6 +453,10 @@ fn sentence(text: &str) -> (&str, Option<&str>) {
                 end = at;
                 break;
             }
+            '<' if text[at..].starts_with("</") => {
+                end = at;
+                break;
+            }
             '.' | '!' if dollars % 2 == 0 && text[at + 1..].starts_with([' ', '\n', '*', '"', '<']) => {
                 end = at;
                 break;

@@ -9,6 +9,11 @@ pub(crate) fn normal(text: &str) -> String {
         let b = bytes[at];
         if b.is_ascii_whitespace() || b == b'$' {
             at += 1;
+            // "1 2" is not "12".
+            let apart = out.last().is_some_and(u8::is_ascii_digit) && bytes.get(at).is_some_and(u8::is_ascii_digit);
+            if apart && b != b'$' {
+                out.push(b' ');
+            }
             continue;
         }
         if b == b'\\' && at + 1 < bytes.len() {

@@ -215,6 +215,7 @@ impl<'a> Comparison<'a> {
         if outcome.is_same() {
             return outcome;
         }
+        let (g, p) = (self.value_of_equation(g).unwrap_or(g), self.value_of_equation(p).unwrap_or(p));
         let bare = |arena: &mut Arena, id: Id, percent: bool| -> Option<Id> {
             match *arena.node(id) {
                 Node::Percent(inner) if percent => Some(inner),

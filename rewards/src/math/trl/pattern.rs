@@ -88,8 +88,8 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     }
 });
 
-/// Completions are searched in this many bytes at most.
-const MAX_BYTES: usize = 1 << 20;
+/// Patterns other than boxes are looked for in this many bytes at the end.
+const MAX_BYTES: usize = 32 << 10;
 
 /// A match of a pattern with its place.
 struct Place {
@@ -100,14 +100,20 @@ struct Place {
 
 /// What TRL reads of a completion: the first match of the first group that has any.
 pub(super) fn completion(text: &str) -> Option<Found> {
-    let text = tail(text);
     let patterns = &*PATTERNS;
     let mut places = Vec::new();
+    boxes(text, &mut places);
+    let start = text.len() - tail(text).len();
+    let text = &text[start..];
     let has_answer = contains_answer(text);
     if has_answer {
+        let from = places.len();
         environments(&patterns.hope, text, &mut places);
+        for place in &mut places[from..] {
+            place.start += start;
+            place.end += start;
+        }
     }
-    boxes(text, true, &mut places);
     if let Some(found) = best(places) {
         return Some(found);
     }
@@ -156,7 +162,7 @@ pub(super) fn gold(text: &str) -> Vec<Found> {
         group(&|out| environments(&patterns.hope, text, out));
     }
     group(&|out| {
-        boxes(text, false, out);
+        boxes(text, out);
         if has_answer {
             environments(&patterns.final_answer, text, out);
             expressions(&patterns.final_expression, text, out);
@@ -239,7 +245,7 @@ fn opened_by_nothing(text: &str, envs: &Match<'_>, content: &Match<'_>) -> bool 
 }
 
 /// Boxes: in an environment, all of its boxes; by the greedy pattern, the last one and its near neighbours.
-fn boxes(text: &str, _completion: bool, out: &mut Vec<Place>) {
+fn boxes(text: &str, out: &mut Vec<Place>) {
     let Some(first) = text.find("\\boxed{") else { return };
     let mut from = 0;
     while let Some(captures) = PATTERNS.boxed_env.captures_at(text, from) {
