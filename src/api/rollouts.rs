@@ -6,34 +6,21 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult, ErrorBody};
 use super::extract::JsonBody;
 use super::sse::{self, Events};
-use crate::rollout::reply::{GroupReply, RolloutReply};
+use crate::rollout::reply::{GroupReply, RolloutReply, RolloutSummary, StreamItem};
 use crate::rollout::request::{Mode, RolloutRequest};
-
-/// The last event of a stream, `done`.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct RolloutDone {
-    model: String,
-    policy_version: u64,
-    /// `group` events sent, bad groups included.
-    num_groups: usize,
-    /// Groups with an `error` among them.
-    num_bad_groups: usize,
-}
 
 /// Generate groups of completions, score them and normalise their rewards.
 ///
-/// With `mode: "stream"` the reply is server-sent events: `group` with one element of `groups` each, as they end, then `done`, or
-/// `error`. A caller who leaves cancels what is unfinished, unless the request has an `idempotency_key`.
+/// With `mode: "stream"` the reply is server-sent events: `group` with one element of `groups` each, as they end, then `done` with the rest
+/// of the reply, or `error`. A caller who leaves cancels what is unfinished, unless the request has an `idempotency_key`.
 #[utoipa::path(post, path = "/v1/rollouts", tag = "rollouts", request_body = RolloutRequest, responses(
     (status = 200, description = "The groups",
-     content((RolloutReply = "application/json"), (GroupReply = "text/event-stream"))),
+     content((RolloutReply = "application/json"), (GroupReply = "text/event-stream"), (RolloutSummary = "text/event-stream; event=done"))),
     (status = 400, body = ErrorBody), (status = 404, description = "Another model", body = ErrorBody),
     (status = 409, description = "The key came with another body", body = ErrorBody), (status = 413, body = ErrorBody),
     (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -48,22 +35,16 @@ pub async fn create(State(state): State<AppState>, JsonBody(mut request): JsonBo
 }
 
 fn stream(state: AppState, request: RolloutRequest) -> ApiResult<Response> {
-    let groups = state.service.clone().stream(request)?;
+    let items = state.service.stream(request)?;
     Ok(sse::respond(|events: Events| async move {
-        let mut groups = pin!(groups);
-        let (mut num_groups, mut num_bad_groups) = (0, 0);
-        while let Some(group) = groups.next().await {
-            match group {
-                Ok(group) => {
-                    num_groups += 1;
-                    num_bad_groups += usize::from(matches!(group, GroupReply::Bad(_)));
-                    events.named("group", &group).await?;
-                }
-                Err(error) => return events.named("error", &ApiError::from(error).body()).await,
+        let mut items = pin!(items);
+        while let Some(item) = items.next().await {
+            match item {
+                Ok(StreamItem::Group(group)) => events.named("group", &group).await?,
+                Ok(StreamItem::Done(summary)) => events.named("done", &summary).await?,
+                Err(error) => events.named("error", &ApiError::from(error).body()).await?,
             }
         }
-        let policy_version = state.generator.engine().stats().policy_version().0;
-        let model = state.http.served_names[0].clone();
-        events.named("done", &RolloutDone { model, policy_version, num_groups, num_bad_groups }).await
+        Ok(())
     }))
 }

@@ -1,5 +1,6 @@
 //! The `metrics` of a reply, under the names that TRL logs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -8,45 +9,62 @@ use super::advantage::{SampleRewards, mean, std_dev};
 use super::group::{Attempt, Finished, Outcome};
 use super::reply::{Named, Status};
 
-/// Figures over all groups that were generated, dropped and repeated attempts included.
-pub(super) fn figures(finished: &[Finished], keys: &[Arc<str>]) -> Named<Value> {
-    let attempts: Vec<&Attempt> = finished.iter().flat_map(|group| &group.attempts).collect();
-    let lengths = || attempts.iter().flat_map(|attempt| attempt.lengths.iter().zip(&attempt.statuses));
-    let all: Vec<f64> = lengths().map(|(len, _)| *len as f64).collect();
-    let terminated: Vec<f64> = lengths().filter(|(_, status)| **status == Status::Completed).map(|(len, _)| *len as f64).collect();
-    let num_tokens: usize = attempts.iter().map(|a| a.lengths.iter().map(|len| a.prompt_len + len).sum::<usize>()).sum();
-    let count = |outcome: fn(&Outcome) -> bool| finished.iter().filter(|group| outcome(&group.outcome)).count();
-    let num_refills: usize = finished.iter().map(|group| group.attempts.len().saturating_sub(1)).sum();
-    let rewards = || attempts.iter().flat_map(|attempt| &attempt.rewards);
+/// What the groups of a request add up to as they end, dropped groups and repeated attempts included.
+#[derive(Default)]
+pub(super) struct Tally {
+    /// By position, so that sums do not depend on who finished first.
+    attempts: BTreeMap<usize, Vec<Attempt>>,
+    num_dropped: usize,
+    num_bad: usize,
+    num_refills: usize,
+}
 
-    let mut named = vec![
-        entry("num_tokens", num_tokens),
-        entry("completions/mean_length", mean(&all)),
-        entry("completions/min_length", all.iter().copied().reduce(f64::min)),
-        entry("completions/max_length", all.iter().copied().reduce(f64::max)),
-        entry("completions/clipped_ratio", share(lengths().map(|(_, status)| *status == Status::Truncated))),
-        entry("completions/mean_terminated_length", mean(&terminated).unwrap_or(0.0)),
-        entry("completions/min_terminated_length", terminated.iter().copied().reduce(f64::min).unwrap_or(0.0)),
-        entry("completions/max_terminated_length", terminated.iter().copied().reduce(f64::max).unwrap_or(0.0)),
-    ];
-    for (k, key) in keys.iter().enumerate() {
-        let values: Vec<f64> = rewards().filter_map(|sample| sample.values.get(k).copied().flatten()).collect();
-        named.push(entry(&format!("rewards/{key}/mean"), mean(&values)));
-        named.push(entry(&format!("rewards/{key}/std"), std_dev(&values, 1)));
+impl Tally {
+    /// Takes a group's attempts; nothing else reads them.
+    pub fn add(&mut self, group: &mut Finished) {
+        self.num_dropped += usize::from(matches!(group.outcome, Outcome::Dropped));
+        self.num_bad += usize::from(matches!(group.outcome, Outcome::Bad { .. }));
+        self.num_refills += group.attempts.len().saturating_sub(1);
+        self.attempts.entry(group.position).or_default().append(&mut group.attempts);
     }
-    let means: Vec<f64> = attempts.iter().filter_map(|attempt| attempt.mean).collect();
-    let stds: Vec<f64> = attempts.iter().filter_map(|attempt| attempt.std).collect();
-    let scorable = |sample: &&SampleRewards| !sample.excluded && sample.values.iter().any(Option::is_some);
-    named.extend([
-        entry("reward", mean(&means)),
-        entry("reward_std", mean(&stds)),
-        entry("frac_reward_zero_std", share(attempts.iter().map(|attempt| attempt.zero_std))),
-        entry("num_scorable", rewards().filter(scorable).count()),
-        entry("num_groups_dropped", count(|outcome| matches!(outcome, Outcome::Dropped))),
-        entry("num_groups_bad", count(|outcome| matches!(outcome, Outcome::Bad { .. }))),
-        entry("num_refills", num_refills),
-    ]);
-    Named(named)
+
+    pub fn figures(&self, keys: &[Arc<str>]) -> Named<Value> {
+        let attempts: Vec<&Attempt> = self.attempts.values().flatten().collect();
+        let lengths = || attempts.iter().flat_map(|attempt| attempt.lengths.iter().zip(&attempt.statuses));
+        let all: Vec<f64> = lengths().map(|(len, _)| *len as f64).collect();
+        let terminated: Vec<f64> = lengths().filter(|(_, status)| **status == Status::Completed).map(|(len, _)| *len as f64).collect();
+        let num_tokens: usize = attempts.iter().map(|a| a.lengths.iter().map(|len| a.prompt_len + len).sum::<usize>()).sum();
+        let rewards = || attempts.iter().flat_map(|attempt| &attempt.rewards);
+
+        let mut named = vec![
+            entry("num_tokens", num_tokens),
+            entry("completions/mean_length", mean(&all)),
+            entry("completions/min_length", all.iter().copied().reduce(f64::min)),
+            entry("completions/max_length", all.iter().copied().reduce(f64::max)),
+            entry("completions/clipped_ratio", share(lengths().map(|(_, status)| *status == Status::Truncated))),
+            entry("completions/mean_terminated_length", mean(&terminated).unwrap_or(0.0)),
+            entry("completions/min_terminated_length", terminated.iter().copied().reduce(f64::min).unwrap_or(0.0)),
+            entry("completions/max_terminated_length", terminated.iter().copied().reduce(f64::max).unwrap_or(0.0)),
+        ];
+        for (k, key) in keys.iter().enumerate() {
+            let values: Vec<f64> = rewards().filter_map(|sample| sample.values.get(k).copied().flatten()).collect();
+            named.push(entry(&format!("rewards/{key}/mean"), mean(&values)));
+            named.push(entry(&format!("rewards/{key}/std"), std_dev(&values, 1)));
+        }
+        let means: Vec<f64> = attempts.iter().filter_map(|attempt| attempt.mean).collect();
+        let stds: Vec<f64> = attempts.iter().filter_map(|attempt| attempt.std).collect();
+        let scorable = |sample: &&SampleRewards| !sample.excluded && sample.values.iter().any(Option::is_some);
+        named.extend([
+            entry("reward", mean(&means)),
+            entry("reward_std", mean(&stds)),
+            entry("frac_reward_zero_std", share(attempts.iter().map(|attempt| attempt.zero_std))),
+            entry("num_scorable", rewards().filter(scorable).count()),
+            entry("num_groups_dropped", self.num_dropped),
+            entry("num_groups_bad", self.num_bad),
+            entry("num_refills", self.num_refills),
+        ]);
+        Named(named)
+    }
 }
 
 fn entry(name: &str, value: impl Into<Value>) -> (Arc<str>, Value) {
@@ -80,8 +98,9 @@ mod tests {
             std: Some(0.0),
             zero_std: true,
         };
-        let finished = [Finished { position: 0, outcome: Outcome::Dropped, attempts: vec![attempt] }];
-        let found = figures(&finished, &["format".into(), "accuracy".into()]);
+        let mut tally = Tally::default();
+        tally.add(&mut Finished { position: 0, outcome: Outcome::Dropped, attempts: vec![attempt] });
+        let found = tally.figures(&["format".into(), "accuracy".into()]);
         for (name, value) in [
             ("num_tokens", Value::from(48)),
             ("completions/mean_length", 6.0.into()),

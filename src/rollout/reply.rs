@@ -29,6 +29,40 @@ pub struct RolloutReply {
     pub metrics: Named<Value>,
 }
 
+/// What a stream ends with: a reply without its groups, which went before.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RolloutSummary {
+    pub rollout_id: String,
+    #[schema(value_type = u64)]
+    pub policy_version: PolicyVersion,
+    pub model: String,
+    pub seed: u64,
+    pub advantage: Recipe,
+    /// As in [`RolloutReply`].
+    #[schema(value_type = std::collections::BTreeMap<String, Option<f64>>)]
+    pub metrics: Named<Value>,
+}
+
+impl From<&RolloutReply> for RolloutSummary {
+    fn from(reply: &RolloutReply) -> Self {
+        RolloutSummary {
+            rollout_id: reply.rollout_id.clone(),
+            policy_version: reply.policy_version,
+            model: reply.model.clone(),
+            seed: reply.seed,
+            advantage: reply.advantage.clone(),
+            metrics: reply.metrics.clone(),
+        }
+    }
+}
+
+/// An element of a stream: the groups as they end, then what they add up to.
+#[derive(Clone, Debug)]
+pub enum StreamItem {
+    Group(GroupReply),
+    Done(Box<RolloutSummary>),
+}
+
 /// A group, or what was wrong with it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]

@@ -11,12 +11,12 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::advantage::advantages;
-use super::figures::figures;
+use super::figures::Tally;
 use super::generator::{Generator, Permit};
 use super::group::{Finished, Outcome, Run};
 use super::idempotency::{Fingerprint, Replies};
 use super::plan::{GroupPlan, Plan, Served};
-use super::reply::{GroupReply, RolloutReply};
+use super::reply::{GroupReply, RolloutReply, RolloutSummary, StreamItem};
 use super::request::RolloutRequest;
 use super::rewarder::ScorePool;
 use super::scoring::{self, ScoreReply, ScoreRequest};
@@ -70,13 +70,13 @@ impl RolloutService {
         }
     }
 
-    /// The groups one by one, each as it ends; those of a keyed request when all have ended. Bad groups are elements with an
-    /// `error`. Dropping the stream cancels what is unfinished, unless the request has a key.
+    /// The groups one by one, each as it ends, then the summary; those of a keyed request when all have ended. Bad groups are
+    /// elements with an `error`. Dropping the stream cancels what is unfinished, unless the request has a key.
     ///
     /// # Errors
     ///
     /// As [`RolloutService::run`], before the first group.
-    pub fn stream(self: Arc<Self>, request: RolloutRequest) -> Result<impl Stream<Item = Result<GroupReply>> + Send + use<>> {
+    pub fn stream(self: Arc<Self>, request: RolloutRequest) -> Result<impl Stream<Item = Result<StreamItem>> + Send + use<>> {
         let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
         let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
         if plan.settings.recipe.spans_groups() {
@@ -89,7 +89,10 @@ impl RolloutService {
                 let all = async move {
                     let joined = self.replies.join(key, fingerprint, || Ok(self.start(plan)?.finish())).await;
                     stream::iter(match joined {
-                        Ok(reply) => reply.groups.iter().cloned().map(Ok).collect(),
+                        Ok(reply) => {
+                            let done = StreamItem::Done(Box::new(RolloutSummary::from(&*reply)));
+                            reply.groups.iter().cloned().map(StreamItem::Group).chain([done]).map(Ok).collect()
+                        }
                         Err(error) => vec![Err(error)],
                     })
                 };
@@ -129,6 +132,8 @@ impl Started {
         let mut finished: Vec<Finished> = groups.collect::<FuturesUnordered<_>>().collect().await;
         drop(permit);
         finished.sort_unstable_by_key(|group| group.position);
+        let mut tally = Tally::default();
+        finished.iter_mut().for_each(|group| tally.add(group));
         if finished.iter().all(|group| matches!(group.outcome, Outcome::Bad { .. })) {
             let first = finished.into_iter().find_map(|group| match group.outcome {
                 Outcome::Bad { error, .. } => Some(error),
@@ -136,27 +141,38 @@ impl Started {
             });
             return Err(first.unwrap_or_else(|| Error::invalid("groups", "there are none")));
         }
-        let metrics = figures(&finished, run.settings.rewarder.keys());
-        Ok(RolloutReply {
-            rollout_id: run.rollout_id.clone(),
-            policy_version: run.generator.engine().stats().policy_version(),
-            model,
-            seed: run.seed,
-            advantage: run.settings.recipe.clone(),
-            groups: replies(&run, finished),
-            metrics,
-        })
+        let RolloutSummary { rollout_id, policy_version, model, seed, advantage, metrics } = run.summary(model, &tally);
+        Ok(RolloutReply { rollout_id, policy_version, model, seed, advantage, groups: replies(&run, finished), metrics })
     }
 
-    fn stream(self) -> impl Stream<Item = Result<GroupReply>> + Send + use<> {
-        let Started { run, groups, permit, .. } = self;
+    fn stream(self) -> impl Stream<Item = Result<StreamItem>> + Send + use<> {
+        let Started { run, groups, permit, model } = self;
         let groups: FuturesUnordered<_> =
             groups.into_iter().enumerate().map(|(position, plan)| run.clone().group(position, plan)).collect();
-        groups.flat_map(move |finished| {
-            // The room is given back when the stream is dropped.
-            let _ = &permit;
-            stream::iter(replies(&run, vec![finished]).into_iter().map(Ok))
+        // The room is given back when the stream ends or is dropped.
+        stream::unfold(Some((groups, Tally::default(), run, permit, model)), |state| async move {
+            let (mut groups, mut tally, run, permit, model) = state?;
+            while let Some(mut finished) = groups.next().await {
+                tally.add(&mut finished);
+                if let Some(reply) = replies(&run, vec![finished]).pop() {
+                    return Some((Ok(StreamItem::Group(reply)), Some((groups, tally, run, permit, model))));
+                }
+            }
+            Some((Ok(StreamItem::Done(Box::new(run.summary(model, &tally)))), None))
         })
+    }
+}
+
+impl Run {
+    fn summary(&self, model: String, tally: &Tally) -> RolloutSummary {
+        RolloutSummary {
+            rollout_id: self.rollout_id.clone(),
+            policy_version: self.generator.engine().stats().policy_version(),
+            model,
+            seed: self.seed,
+            advantage: self.settings.recipe.clone(),
+            metrics: tally.figures(self.settings.rewarder.keys()),
+        }
     }
 }
 

@@ -26,7 +26,11 @@ async fn a_stream_has_the_groups_of_a_reply() {
     let events = server.post(ROLLOUTS, &rollout(6, json!({"mode": "stream"}))).await.events();
     let (last, groups) = events.split_last().unwrap();
     assert!(last.0 == "done" && groups.iter().all(|(name, _)| name == "group"), "{events:?}");
-    assert_eq!(serde_json::from_str::<Value>(&last.1).unwrap()["num_groups"], 3);
+    assert_eq!(groups.len(), 3);
+    let summary: Value = serde_json::from_str(&last.1).unwrap();
+    for field in ["seed", "advantage", "metrics", "model", "policy_version"] {
+        assert_eq!(summary[field], whole[field], "{field}");
+    }
     for (_, data) in groups {
         let group: Value = serde_json::from_str(data).unwrap();
         let same = whole["groups"].as_array().unwrap().iter().find(|other| other["id"] == group["id"]).unwrap();

@@ -11,7 +11,7 @@ use grouper::model::config::ModelConfig;
 use grouper::processor::{Processor, ProcessorOptions};
 use grouper::rollout::generator::Generator;
 use grouper::rollout::limits::Limits;
-use grouper::rollout::reply::{Finish, GroupReply, RolloutReply, ScoredGroup, Status};
+use grouper::rollout::reply::{Finish, GroupReply, RolloutReply, RolloutSummary, ScoredGroup, Status, StreamItem};
 use grouper::rollout::request::RolloutRequest;
 use grouper::rollout::service::RolloutService;
 use serde_json::{Value, json};
@@ -188,6 +188,17 @@ async fn a_deadline_aborts_and_labels_what_is_unfinished() {
     assert!(service.run(dropped).await.unwrap().groups.is_empty());
 }
 
+/// The groups of a stream and the summary at its end.
+async fn stream(service: &Arc<RolloutService>, request: RolloutRequest) -> (Vec<GroupReply>, RolloutSummary) {
+    let mut items: Vec<StreamItem> = service.clone().stream(request).unwrap().map(Result::unwrap).collect().await;
+    let Some(StreamItem::Done(summary)) = items.pop() else { panic!("a stream without a summary") };
+    let group = |item| match item {
+        StreamItem::Group(group) => group,
+        StreamItem::Done(_) => panic!("a summary before the end"),
+    };
+    (items.into_iter().map(group).collect(), *summary)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_generated_once_and_goes_on_without_its_caller() {
     let service = service(Limits::default());
@@ -196,8 +207,9 @@ async fn a_key_is_generated_once_and_goes_on_without_its_caller() {
     let (first, second) = (first.unwrap(), second.unwrap());
     assert_eq!(serde_json::to_value(&first).unwrap(), serde_json::to_value(&second).unwrap());
     assert!(matches!(service.run(keyed(json!(1))).await, Err(Error::Conflict(_))));
-    let streamed: Vec<Result<GroupReply>> = service.clone().stream(keyed(json!(null))).unwrap().collect().await;
-    assert_eq!(scored(streamed[0].as_ref().unwrap()).rollout_id, first.rollout_id);
+    let (streamed, summary) = stream(&service, keyed(json!(null))).await;
+    assert_eq!(scored(&streamed[0]).rollout_id, first.rollout_id);
+    assert_eq!(summary.rollout_id, first.rollout_id);
 
     let other = || request(json!({"idempotency_key": "step-2", "seed": null}));
     let leaving = tokio::time::timeout(Duration::ZERO, service.run(other())).await;
@@ -216,8 +228,9 @@ async fn a_key_is_generated_once_and_goes_on_without_its_caller() {
 async fn a_stream_carries_the_groups_of_the_reply() {
     let service = service(Limits::default());
     let whole = content(&service.run(request(json!({}))).await.unwrap());
-    let groups: Vec<Result<GroupReply>> = service.clone().stream(request(json!({"mode": "stream"}))).unwrap().collect().await;
-    let mut groups: Vec<Value> = groups.into_iter().map(|group| serde_json::to_value(group.unwrap()).unwrap()).collect();
+    let (groups, summary) = stream(&service, request(json!({"mode": "stream"}))).await;
+    assert_eq!(serde_json::to_value(&summary.metrics).unwrap(), whole["metrics"]);
+    let mut groups: Vec<Value> = groups.into_iter().map(|group| serde_json::to_value(group).unwrap()).collect();
     groups.sort_by_key(|group| group["id"].to_string());
     for (i, group) in groups.iter().enumerate() {
         assert_eq!(group["samples"], whole["groups"][i]["samples"]);

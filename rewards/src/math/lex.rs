@@ -390,9 +390,10 @@ impl<'a> Lexer<'a> {
             Some(inside) => inside.trim(),
             None => {
                 self.skip_spaces(end);
-                let at = self.at;
-                self.at = (at + 1).min(end);
-                self.text.get(at..self.at).unwrap_or("")
+                let at = self.at.min(end);
+                let width = self.text[at..end].chars().next().map_or(0, char::len_utf8);
+                self.at = at + width;
+                &self.text[at..at + width]
             }
         };
         let set = match letter {

@@ -26,6 +26,21 @@ fn cost(bits: u64) -> u32 {
     1 + u32::try_from(bits / 512).unwrap_or(u32::MAX)
 }
 
+/// Steps of a greatest common divisor, whose work is quadratic: about a bit and all words a round.
+fn gcd_cost(bits: u64, other: u64) -> u32 {
+    let smaller = bits.min(other);
+    if smaller <= 64 { 1 } else { u32::try_from(smaller * smaller / 4000).unwrap_or(u32::MAX) }
+}
+
+fn greatest_common_divisor(a: &BigInt, b: &BigInt) -> BigInt {
+    // One division makes both the size of the smaller; the binary method alone goes down bit by bit.
+    let (large, small) = if a.bits() >= b.bits() { (a, b) } else { (b, a) };
+    if small.is_zero() || large.bits() < small.bits() + 64 {
+        return large.gcd(small);
+    }
+    small.gcd(&(large % small))
+}
+
 impl Rational {
     pub const ZERO: Rational = Small(0, 1);
     pub const ONE: Rational = Small(1, 1);
@@ -59,7 +74,7 @@ impl Rational {
         if d.is_one() {
             return Big(Box::new((n, d)));
         }
-        let g = n.gcd(&d);
+        let g = greatest_common_divisor(&n, &d);
         let (mut n, mut d) = if g.is_one() { (n, d) } else { (n / &g, d / &g) };
         if d.is_negative() {
             n = -n;
@@ -83,6 +98,15 @@ impl Rational {
             Small(..) => 64,
             Big(b) => b.0.bits() + b.1.bits(),
         }
+    }
+
+    /// n/d in lowest terms, paid for and within bounds.
+    fn reduced(n: BigInt, d: BigInt, budget: &mut Budget) -> Result<Self, Stop> {
+        if n.bits().max(d.bits()) > 2 * MAX_BITS {
+            return Err(Stop::Limit);
+        }
+        budget.spend(gcd_cost(n.bits(), d.bits()))?;
+        Self::from_big(n, d).bounded()
     }
 
     fn bounded(self) -> Result<Self, Stop> {
@@ -181,7 +205,7 @@ impl Rational {
         }
         budget.spend(cost(self.bits() + other.bits()))?;
         let ((a, b), (c, d)) = (self.parts(), other.parts());
-        Self::from_big(&a * &d + &c * &b, b * d).bounded()
+        Self::reduced(&a * &d + &c * &b, b * d, budget)
     }
 
     pub fn sub(&self, other: &Self, budget: &mut Budget) -> Result<Self, Stop> {
@@ -198,7 +222,7 @@ impl Rational {
         }
         budget.spend(cost(self.bits() + other.bits()))?;
         let ((a, b), (c, d)) = (self.parts(), other.parts());
-        Self::from_big(a * c, b * d).bounded()
+        Self::reduced(a * c, b * d, budget)
     }
 
     pub fn recip(&self) -> Result<Self, Stop> {
@@ -289,8 +313,8 @@ impl Rational {
         if !self.is_integer() || !other.is_integer() {
             return Err(Stop::Undefined);
         }
-        budget.spend(cost(self.bits() + other.bits()) * 4)?;
-        Ok(Self::from_big(self.parts().0.gcd(&other.parts().0), BigInt::one()))
+        budget.spend(gcd_cost(self.bits(), other.bits()))?;
+        Ok(Self::from_big(greatest_common_divisor(&self.parts().0, &other.parts().0), BigInt::one()))
     }
 
     pub fn cmp(&self, other: &Self) -> Ordering {
@@ -340,12 +364,12 @@ impl Rational {
         if k > 2000 {
             return Err(Stop::Limit);
         }
+        // Numerator and denominator apart: one reduction at the end and not one a factor.
         let mut product = Self::ONE;
         for j in 0..k {
-            let factor = self.sub(&Self::int(j), budget)?.div(&Self::int(j + 1), budget)?;
-            product = product.mul(&factor, budget)?;
+            product = product.mul(&self.sub(&Self::int(j), budget)?, budget)?;
         }
-        Ok(product)
+        product.div(&Self::factorial(k, budget)?, budget)
     }
 
     /// The residue modulo a prime below 2^63.

@@ -93,10 +93,13 @@ impl<'t, 'a> Parser<'t, 'a> {
 
     /// After \frac: `{d}{dx} body` is a derivative, `{dy}{dx}` a name.
     pub(super) fn derivative(&mut self) -> Option<Id> {
-        let start = self.at;
+        let (start, mark) = (self.at, self.stack.len());
         let result = self.derivative_parts();
         if result.is_none() {
+            // It was an ordinary fraction.
             self.at = start;
+            self.skip = 0;
+            self.stack.truncate(mark);
         }
         result
     }

@@ -183,7 +183,8 @@ impl<'t, 'a> Parser<'t, 'a> {
         if ops.is_empty() {
             return self.stack.pop();
         }
-        if congruent && let Some(modulus) = self.modulus() {
+        if congruent && matches!(self.peek(), Some(Kind::Word(Word::PMod | Word::Mod) | Kind::Sign('('))) {
+            let modulus = self.modulus()?;
             let (a, b) = (self.stack[mark], *self.stack.last()?);
             self.stack.truncate(mark);
             return self.push(Node::Congruence([a, b, modulus]));

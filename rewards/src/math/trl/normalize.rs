@@ -144,7 +144,7 @@ pub(super) fn for_parsing(text: &str) -> String {
     let mut rest = summed.as_str();
     while let Some(at) = rest.find("\\mathbb{") {
         out.push_str(&rest[..at].to_lowercase());
-        let end = (at + 10).min(rest.len());
+        let end = rest[at..].find('}').map_or(rest.len(), |end| at + end + 1);
         out.push_str(&rest[at..end]);
         rest = &rest[end..];
     }
