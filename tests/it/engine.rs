@@ -71,7 +71,7 @@ fn run_all(engine: &EngineHandle, requests: Vec<GroupRequest>) -> Vec<Vec<Sample
 
 fn folder(case: &Value) -> std::path::PathBuf {
     match case["model"].as_str().unwrap() {
-        "mini-vl" => crate::mini_vl::folder(),
+        "mini-vl" => crate::formula::mini_vl(),
         name => golden::model(name),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use grouper::backends::cpu::Cpu;
 use grouper::backends::{BLOCK_SIZE, Backend, NO_COUNTS, SampleInputs, SampleRow, Sampled, SamplerState, Span, TokenSource};
 use grouper::model::Model;
@@ -10,14 +11,15 @@ use grouper::model::config::ModelConfig;
 use grouper::model::decoder::DecoderStep;
 use grouper::model::input::{MediaInput, MediaKind, PromptInput};
 use grouper::model::windows::WindowPlan;
+use grouper::processor::{Processor, ProcessorOptions, PromptRequest, PromptSource};
 use half::bf16;
 use serde_json::Value;
 
+use crate::formula;
 use crate::golden::{self, assert_close, floats, ids, max_diff};
-use crate::mini_vl;
 
 fn folder(name: &str) -> PathBuf {
-    if name == "mini-vl" { mini_vl::folder() } else { golden::model(name) }
+    if name == "mini-vl" { formula::mini_vl() } else { golden::model(name) }
 }
 
 fn download<B: Backend>(b: &B, buffer: &B::Buf<f32>, len: usize) -> Vec<f32> {
@@ -165,6 +167,7 @@ impl<B: Backend> Teacher<B> {
                 top_p: 1.0,
                 repetition_penalty: 1.0,
                 counts_row: NO_COUNTS,
+                top_logprobs: 1,
                 forced: *token,
                 ..Default::default()
             })
@@ -182,6 +185,50 @@ impl<B: Backend> Teacher<B> {
 
 fn greedy_case(id: &str) -> Value {
     golden::cases("greedy").into_iter().find(|c| c["id"] == id).unwrap_or_else(|| panic!("no case {id}"))
+}
+
+/// The real vocabulary, from the image and the text of a request to the last position's best twenty and sixteen greedy tokens.
+#[tokio::test]
+async fn the_real_vocabulary_end_to_end() {
+    let folder = formula::tiny_vl_qwentok();
+    let config = ModelConfig::load(folder.path()).unwrap();
+    let processor = Processor::load(folder.path(), &config, ProcessorOptions::default()).unwrap();
+    for case in golden::cases("tiny_vl_qwentok") {
+        let prompt = golden::prompt(&case, &config);
+        let image = std::fs::read(golden::path("hf/images/photo.rgb_hf.png")).unwrap();
+        let mut messages = case["messages"].as_array().unwrap().clone();
+        messages[0]["content"][0]["image"] = format!("data:image/png;base64,{}", BASE64_STANDARD.encode(image)).into();
+        let request = PromptRequest {
+            source: PromptSource::Messages { messages, assistant_prefill: None },
+            images: Vec::new(),
+            tools: None,
+            template_kwargs: Default::default(),
+            add_generation_prompt: true,
+        };
+        let prepared = processor.prepare(request).await.unwrap();
+        assert_eq!(prepared.text, case["rendered"], "{}: text", case["id"]);
+        assert_eq!(prepared.input.token_ids, prompt.token_ids, "{}: ids", case["id"]);
+        assert_eq!(prepared.input.positions, prompt.positions, "{}: positions", case["id"]);
+        let ours = &prepared.input.media[0].pixel_values;
+        assert!(ours.iter().eq(prompt.media[0].pixel_values.iter()), "{}: pixel values", case["id"]);
+
+        let b = Cpu::<f32>::new(2).unwrap();
+        let mut teacher = Teacher { model: Model::load(&b, folder.path()).unwrap(), b, sampled: Vec::new(), logits: Vec::new() };
+        let generated = ids(&case["generated"]);
+        teacher.run(&prompt, &generated, 1.0);
+        let last = &teacher.logits[teacher.logits.len() - config.vocab_size..];
+        let best = unnest(&case["last_top20"]["ids"]).iter().map(|id| id.as_u64().unwrap() as usize).collect::<Vec<_>>();
+        let values: Vec<f32> = unnest(&case["last_top20"]["logits"]).iter().map(|v| v.as_f64().unwrap() as f32).collect();
+        assert_close(&format!("{}: best logits", case["id"]), &best.iter().map(|id| last[*id]).collect::<Vec<_>>(), &values, 1e-3);
+        assert_eq!(best[0], last.iter().enumerate().fold(0, |m, (i, x)| if *x > last[m] { i } else { m }), "{}: argmax", case["id"]);
+        let greedy: Vec<u32> = teacher.sampled.iter().map(|s| s.top_ids[0]).collect();
+        assert_eq!(greedy, generated, "{}: greedy", case["id"]);
+    }
+}
+
+/// The elements of a list of one list.
+fn unnest(value: &Value) -> &Vec<Value> {
+    value[0].as_array().unwrap_or_else(|| value.as_array().unwrap())
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::rational::Rational;
 use super::text::{self, Choice, Meaning};
 use super::units::{self, Measure};
 use super::words::Word;
+use super::wrappers::unwrap;
 
 /// Longer answers are compared as text only.
 const MAX_PARSED_BYTES: usize = 32 * 1024;
@@ -44,110 +45,6 @@ fn is_words(text: &str, plain: &str, is_text: bool) -> bool {
         return false;
     }
     is_text || words.next().is_some() && plain.chars().all(|c| c.is_alphabetic() || c == ' ')
-}
-
-/// The text inside what merely wraps the whole of it: dollars, bold marks, boxes, `\text{…}`; the flag is set for the last.
-pub(crate) fn unwrap(text: &str) -> (&str, bool) {
-    let mut is_text = false;
-    let mut s = text.trim();
-    // The lexer sees through wrappers as well; here they only must not hide what kind of answer it is.
-    let (peeled, peeled_text) = peel(s);
-    s = peeled;
-    is_text |= peeled_text;
-    for _ in 0..16 {
-        let before = s;
-        s = s.trim_matches(|c: char| c.is_whitespace() || c == '`');
-        for (open, close) in [("$$", "$$"), ("$", "$"), ("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"), ("\"", "\""), ("“", "”")] {
-            if let Some(inner) = s.strip_prefix(open).and_then(|s| s.strip_suffix(close))
-                && !inner.contains(open)
-                && !inner.contains(close)
-            {
-                s = inner;
-            }
-        }
-        for command in ["\\boxed", "\\fbox", "\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\textit", "\\mbox", "\\textrm"] {
-            if let Some(rest) = s.strip_prefix(command)
-                && rest.trim_start().starts_with('{')
-                && let Some(inner) = whole_group(rest.trim_start())
-            {
-                is_text |= command.starts_with("\\text") || command == "\\mathrm" || command == "\\mbox";
-                s = inner;
-                break;
-            }
-        }
-        let stripped = s.trim_end_matches(['.', ' ', '\n']);
-        if !stripped.ends_with("\\ldots") && !s.ends_with("...") {
-            s = stripped;
-        }
-        if s.len() == before.len() {
-            break;
-        }
-    }
-    (s, is_text)
-}
-
-/// Takes off as many `\text{`, `\boxed{` and bare braces as are around all of the text, in one pass however many there are.
-fn peel(text: &str) -> (&str, bool) {
-    let bytes = text.as_bytes();
-    // Where each wrapper that opens at the start has its inside.
-    let mut insides = Vec::new();
-    let mut at = 0;
-    loop {
-        let command = ["{", "\\text{", "\\boxed{", "\\mathbf{", "\\mathrm{", "\\textbf{"].iter().find(|c| text[at..].starts_with(**c));
-        match command {
-            Some(command) => at += command.len(),
-            None => break,
-        }
-        insides.push((at, command.is_some_and(|c| c.contains("text"))));
-    }
-    if insides.len() < 2 {
-        return (text, false);
-    }
-    // The wrapper at depth d is around everything if its brace closes d places before the end.
-    let mut depth = insides.len();
-    let mut around = insides.len();
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' => at += 1,
-            b'{' => depth += 1,
-            b'}' => {
-                let Some(less) = depth.checked_sub(1) else { return (text, false) };
-                depth = less;
-                if depth < around && at + 1 + depth != bytes.len() {
-                    around = depth;
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    if around == 0 || depth != 0 {
-        return (text, false);
-    }
-    let (start, _) = insides[around - 1];
-    (&text[start..bytes.len() - around], insides[..around].iter().any(|(_, is_text)| *is_text))
-}
-
-/// The inside of a group in braces that is all of the text.
-fn whole_group(text: &str) -> Option<&str> {
-    let bytes = text.as_bytes();
-    let mut depth = 0u32;
-    let mut at = 0;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' => at += 1,
-            b'{' => depth += 1,
-            b'}' => {
-                depth = depth.checked_sub(1)?;
-                if depth == 0 {
-                    return (at + 1 == bytes.len()).then(|| &text[1..at]);
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    None
 }
 
 pub(crate) fn read(text: &str, reading: Reading, arena: &mut Arena, budget: &mut Budget) -> Answer {
@@ -315,9 +212,23 @@ fn read_tokens(tokens: &[Token<'_>], answer: &mut Answer, arena: &mut Arena, bud
     if matches!(arena.node(root), Node::Text(_)) {
         return;
     }
-    if let Some(measure) = units::parse(&rest) {
-        answer.measure = measure;
-        answer.root = Some(root);
+    let (root, rest) = match units::multiplier(&rest) {
+        Some((factor, rest)) => {
+            let Some(factor) = arena.push(Node::Num(Rational::int(factor))) else { return };
+            let ids = arena.ids(&[root, factor]);
+            let Some(product) = arena.push(Node::Mul(ids)) else { return };
+            (product, rest)
+        }
+        None => (root, rest.as_str()),
+    };
+    match units::parse(rest) {
+        // "$5 million": the currency is in front.
+        Some(Measure::Bare) => answer.root = Some(root),
+        Some(measure) => {
+            answer.measure = measure;
+            answer.root = Some(root);
+        }
+        None => {}
     }
 }
 

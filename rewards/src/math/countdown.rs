@@ -17,7 +17,7 @@ pub(crate) struct Arithmetic {
 
 /// Reads an expression, or the left side of `expression = value`; `None` when it is something else.
 pub(crate) fn arithmetic(text: &str) -> Option<Arithmetic> {
-    let text = decode(super::answer::unwrap(text).0);
+    let text = decode(super::wrappers::unwrap(text).0);
     if text.len() > 1024 {
         return None;
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 
-use super::answer::{Answer, read, unwrap};
+use super::answer::{Answer, read};
 use super::ast::Arena;
 use super::budget::{Budget, COMPARISON_STEPS};
 use super::compare::{Comparison, Outcome, Policy};
@@ -11,6 +11,7 @@ use super::decode::decode;
 use super::extract::{Found, Marks, after_think, extract, gold};
 use super::lex::Reading;
 use super::text;
+use super::wrappers::unwrap;
 use crate::Reason;
 
 /// Which part of a completion is judged.

@@ -18,10 +18,11 @@ pub(crate) mod text;
 pub(crate) mod trl;
 mod units;
 mod words;
+mod wrappers;
 
 pub(crate) use countdown::arithmetic;
 
 /// The words of an answer, without the LaTeX, Markdown and dollars around them.
 pub(crate) fn answer_words(answer: &str) -> String {
-    text::plain(answer::unwrap(&decode::decode(answer)).0)
+    text::plain(wrappers::unwrap(&decode::decode(answer)).0)
 }

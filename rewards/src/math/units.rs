@@ -114,6 +114,24 @@ fn find(word: &str) -> Option<(Dimensions, Rational)> {
     Some((dimensions, factor?))
 }
 
+/// The factor of "million" and the like in front of a phrase, and the rest of it.
+pub(crate) fn multiplier(phrase: &str) -> Option<(i64, &str)> {
+    let phrase = phrase.trim_start();
+    let len = phrase.find(|c: char| !c.is_alphabetic()).unwrap_or(phrase.len());
+    let factor = match &phrase[..len] {
+        "hundred" => 100,
+        "thousand" => 1_000,
+        "million" => 1_000_000,
+        "billion" => 1_000_000_000,
+        "trillion" => 1_000_000_000_000,
+        "dozen" => 12,
+        "万" => 10_000,
+        "亿" => 100_000_000,
+        _ => return None,
+    };
+    Some((factor, &phrase[len..]))
+}
+
 /// Whether a word is a unit of the table.
 pub(crate) fn is_unit(word: &str) -> bool {
     find(word).is_some()
