@@ -54,8 +54,6 @@ impl Reward for RegexMatch {
 mod tests {
     use serde_json::json;
 
-    use super::*;
-
     #[test]
     fn look_around_is_refused_with_a_reason() {
         let args = json!({"pattern": "(?!x)y"});

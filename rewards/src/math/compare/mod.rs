@@ -12,7 +12,7 @@ use super::ast::{Arena, Id, Node, Sym};
 use super::budget::Budget;
 use super::rational::Rational;
 use super::text;
-use super::units::{self, Units};
+use super::units::{self, Measure, Units};
 use crate::Reason;
 use kind::Kind;
 
@@ -155,7 +155,11 @@ impl<'a> Comparison<'a> {
             UnitPolicy::Same => Units::Clash,
         };
         match relation {
-            Units::Same => self.with_dropped_signs(g, p),
+            Units::Same => {
+                // "5 days" is no 5%.
+                let bare = matches!((&gold.measure, &other.measure), (Measure::Bare, Measure::Bare));
+                self.with_dropped_signs(g, p, bare)
+            }
             Units::Clash if self.equal(g, p).is_same() => Outcome::WrongUnit,
             Units::Clash => Outcome::Different,
             Units::Scaled(f, h) => {
@@ -186,7 +190,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// Equal as they stand, or but for a percent or degree sign that one of them leaves out.
-    fn with_dropped_signs(&mut self, g: Id, p: Id) -> Outcome {
+    fn with_dropped_signs(&mut self, g: Id, p: Id, percent_may_drop: bool) -> Outcome {
         let outcome = self.equal(g, p);
         if outcome.is_same() {
             return outcome;
@@ -205,7 +209,7 @@ impl<'a> Comparison<'a> {
             }
         };
         for percent in [false, true] {
-            if percent && !self.policy.percent_either {
+            if percent && !(self.policy.percent_either && percent_may_drop) {
                 continue;
             }
             let (a, b) = (bare(self.arena, g, percent), bare(self.arena, p, percent));

@@ -22,6 +22,11 @@ impl Comparison<'_> {
         }
         let (ours, theirs) = (self.variable(g), self.variable(p));
         let (Ok(ours), Ok(theirs)) = (ours, theirs) else { return Outcome::Different };
+        // x > 2 says nothing about k; a set has no variable, and that of a set builder is its own.
+        let own = |id: Id| matches!(self.arena.node(id), Node::Builder(..));
+        if ours.is_some() && theirs.is_some() && ours != theirs && !own(g) && !own(p) {
+            return Outcome::Different;
+        }
         let mut constants = Vec::new();
         for (id, variable) in [(g, ours), (p, theirs)] {
             if self.constants(id, variable, &mut constants).is_none() {
@@ -185,10 +190,15 @@ impl Comparison<'_> {
                 NamedSet::Complexes => return Err(Stop::Unsupported),
             }),
             Node::Builder(element, condition) => {
-                if let Node::Chain(..) = self.arena.node(element)
-                    && !self.contains(element, variable, x)?
-                {
-                    return Ok(false);
+                match self.arena.node(element) {
+                    Node::Sym(_) => {}
+                    Node::Chain(..) => {
+                        if !self.contains(element, variable, x)? {
+                            return Ok(false);
+                        }
+                    }
+                    // {2πk : k ∈ ℤ} is no condition on its elements.
+                    _ => return Err(Stop::Unsupported),
                 }
                 self.contains(condition, variable, x)
             }

@@ -16,6 +16,8 @@ const POINTS: usize = 8;
 const ENOUGH_POINTS: usize = 5;
 /// Points modulo the prime.
 const RESIDUES: usize = 3;
+/// And where symbols stand for whole numbers, whose parity may matter.
+const WHOLE_POINTS: usize = 8;
 /// Digits of agreement beyond those that a rational number has itself.
 const SPARE_DIGITS: f64 = 14.0;
 
@@ -130,7 +132,9 @@ impl Comparison<'_> {
             let r = random(point, name);
             residues.push(r % P);
             if u.count || u.exponent {
-                whole.push((sym, Rational::int(3 + (r % 37) as i64)));
+                // Even and odd in turns, for each of three symbols apart: (−1)^n is not 1.
+                let parity = (point >> (name % 3)) & 1;
+                whole.push((sym, Rational::int(3 + 2 * (r % 18) as i64 + parity as i64)));
             }
         }
         Modular { arena: self.arena, budget: self.budget, residues: &residues, whole, sign: value.1 }.eval(value.0)
@@ -139,8 +143,9 @@ impl Comparison<'_> {
     /// A verdict when both are rational functions of their symbols.
     fn modular(&mut self, g: Value, p: Value, how: &[Use]) -> Option<Outcome> {
         let symbols = how.iter().any(|u| u.occurs);
+        let wanted = if how.iter().any(|u| u.exponent || u.count) { WHOLE_POINTS } else { RESIDUES };
         let mut agreed = 0;
-        for point in 0..RESIDUES + 3 {
+        for point in 0..wanted + 3 {
             let a = self.residue(g, how, point, true, None);
             if matches!(a, Err(Stop::Unsupported)) {
                 return None;
@@ -153,15 +158,11 @@ impl Comparison<'_> {
                 (Err(Stop::Limit), _) | (_, Err(Stop::Limit)) => return Some(Outcome::Limit),
                 _ => {}
             }
-            if agreed >= RESIDUES || !symbols {
+            if agreed >= wanted || !symbols {
                 break;
             }
         }
-        Some(if agreed >= RESIDUES.min(if symbols { RESIDUES } else { 1 }) {
-            Outcome::Same(Reason::EqualSymbolic)
-        } else {
-            Outcome::Different
-        })
+        Some(if agreed >= if symbols { wanted } else { 1 } { Outcome::Same(Reason::EqualSymbolic) } else { Outcome::Different })
     }
 
     /// The numbers that stand for the symbols at a point.
@@ -285,8 +286,9 @@ fn agree(a: Complex, b: Complex, rational: &[Option<Rational>; 2]) -> Option<boo
     }
     let size = a.abs().max(b.abs());
     if size <= 64.0 * err {
-        // Both vanish, as far as the digits go.
-        return (err < 1e-22).then_some(true);
+        // Both vanish, as far as the digits go; a rational that is not zero only seems to.
+        let seems = rational.iter().flatten().any(|value| !value.is_zero());
+        return if seems { Some(false) } else { (err < 1e-22).then_some(true) };
     }
     if err > 1e-11 * size {
         return None;

@@ -33,6 +33,7 @@ impl Numeric<'_> {
         let mut sum = Complex::ZERO;
         let mut small = 0;
         for k in from..from.saturating_add(SERIES_TERMS) {
+            self.budget.spend(16)?;
             let term = self.with(variable, Complex::exact(k as f64), body)?;
             sum = sum.add(term);
             if term.abs() <= 1e-33 * sum.abs().max(1e-30) {

@@ -55,7 +55,7 @@ pub(crate) struct Reading {
 #[derive(Debug, Default)]
 pub(crate) struct Lexed<'a> {
     pub tokens: Vec<Token<'a>>,
-    /// A comma was read as a thousands separator.
+    /// A comma was read as a thousands separator and could separate items as well.
     pub merged_commas: bool,
 }
 

@@ -59,6 +59,7 @@ impl Lexer<'_> {
         let start = digits.len();
         let mut at = self.at;
         let mut used_comma = false;
+        let mut items = true;
         let mut first: Option<&[u8]> = None;
         while at < end
             && let Some((width, plain_comma)) = self.separator(at)
@@ -76,12 +77,14 @@ impl Lexer<'_> {
             }
             first = Some(sign);
             used_comma |= plain_comma;
+            // No list has an item 000.
+            items &= self.bytes[at + width] != b'0';
             digits.extend_from_slice(&self.bytes[at + width..at + width + 3]);
             at += width + 3;
         }
         if first.is_some() {
             self.at = at;
-            self.out.merged_commas |= used_comma;
+            self.out.merged_commas |= used_comma && items;
         }
     }
 

@@ -150,7 +150,7 @@ impl<'t, 'a> Parser<'t, 'a> {
 
     /// A chain of relations, such as `-2 < x \le 3`; a lone expression is itself.
     fn relation(&mut self) -> Option<Id> {
-        while self.eat_word(Word::Rel(RelOp::Eq)) || self.eat('&') {}
+        while self.eat_word(Word::Rel(RelOp::Eq)) || self.eat_word(Word::Rel(RelOp::Approx)) || self.eat('&') {}
         let first = self.set()?;
         if !matches!(self.peek(), Some(Kind::Word(Word::Rel(_) | Word::Congruent | Word::To) | Kind::Sign('&'))) {
             return Some(first);

@@ -2,8 +2,18 @@
 //!
 //! Extraction and normalization follow Math-Verify's patterns; expressions are read by this crate's parser with
 //! Math-Verify's conventions (`i` is a symbol, degrees and bases are ignored, `(a, b)` is an interval or a tuple), and
-//! compared by this crate's comparison, where Math-Verify asks sympy. What sympy's `simplify` and `solve` would say about
-//! hard cases is therefore not reproduced exactly.
+//! compared by this crate's comparison, where Math-Verify asks sympy.
+//!
+//! Against recorded verdicts 98.9 % are equal in all three values. What differs, by class:
+//!
+//! - sympy's patience: chains and nesting of hundreds of terms, at which it fails and this crate does not;
+//! - what `simplify` does not see: (−1)^{2n} = 1, max(x, 0) = (x + |x|)/2, ∛(x²) = x^{2/3}, log_e 2 = ln 2, nested cube roots;
+//! - what it sees that is not there: x² and x² + 10⁻³⁰, 1/2004! and 1/2006!;
+//! - `solve`: x = 3 against 2x = 6, x = ±2 against a list of equations;
+//! - the parser's order of operations: a/bc is a/(bc), 1/2x is 1/(2x), 2^3^4 is 2^{12};
+//! - tuples against sets of three and more, which sympy sorts;
+//! - floating point: 6.02 × 10⁴ is not 60200;
+//! - nested boxes, and numbers out of unbalanced brackets in a gold answer.
 
 mod normalize;
 mod parse;

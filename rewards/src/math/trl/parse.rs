@@ -87,7 +87,7 @@ fn constant(pattern: &str) -> Regex {
 /// Commands and signs that the grammar lacks.
 static UNREAD: LazyLock<Regex> = LazyLock::new(|| {
     constant(
-        r"\\(?:big|bigl|bigr|Big|color|hspace|phantom|operatorname|not|underline|langle|rangle|varnothing|boxed|_|begin\{(?:smallmatrix|cases|aligned|align|gathered))|~|:=|\\cdot\s*i\b|\*\*|,\s*,|^=|^&|[\x00-\x08]|^\(\d+\)\(\d+\)$|\)_|\[[^\[\]()]*\[$|^\{\}_|----|\.$|\\sqrt\[\d\]\{-|\\\{.*(?::|\\mid)|\[\[|.\\text\{i\}|\\(?:overline|dot|bar)\{\d|\\mathbb\{R\}_|\\text\{inf\}|\de\d|\\text\{[^{}]*[\\^]|\d\s*\\frac.*%",
+        r"\\(?:big|bigl|bigr|Big|color|hspace|phantom|operatorname|not|underline|langle|rangle|varnothing|boxed|_|begin\{(?:smallmatrix|cases|aligned|align|gathered))|~|:=|\\cdot\s*i\b|\*\*|,\s*,|^=|^\\approx|^&|[\x00-\x08]|^\(\d+\)\(\d+\)$|\)_|\[[^\[\]()]*\[$|^\{\}_|----|\.$|\\sqrt\[\d\]\{-|\\\{.*(?::|\\mid)|\[\[|.\\text\{i\}|\\(?:overline|dot|bar)\{\d|\\mathbb\{R\}_|\\text\{inf\}|\de\d|\\text\{[^{}]*[\\^]|\d\s*\\frac.*%",
     )
 });
 /// What is repaired in gold answers only.
