@@ -12,9 +12,10 @@ pub(super) const SPEC: RewardSpec = RewardSpec {
     about: "A formula of the sample's numbers: its numeric fields, chars, tokens and truncated (1 or 0), with + - * / % ^, sqrt, abs, exp, ln, floor, ceil, min, max and more. No verdict when a name is missing or the value is not finite.",
     args: &[ArgSpec { name: "expression", kind: "string", default: "", about: "Such as \"min(1, score / 10) - 0.001 * tokens\"." }],
     build: |args: &Args| -> Result<Box<dyn Reward>, ArgError> {
-        let text = args.string("expression");
-        if text.len() > 1024 {
-            return Err(args.error("expression", "is longer than 1024 bytes"));
+        // The library panics on a text of white space alone.
+        let text = args.string("expression").trim();
+        if text.is_empty() || text.len() > 1024 {
+            return Err(args.error("expression", "is empty or longer than 1024 bytes"));
         }
         let expression = Expr::from_str(text).map_err(|e| args.error("expression", e.to_string()))?;
         Ok(Box::new(Formula { expression }))
@@ -71,5 +72,9 @@ mod tests {
         assert_eq!(value("min(1, score / 10) - 0.1 * chars"), Some(0.4));
         assert_eq!(value("text + 1"), None);
         assert_eq!(value("1 / (score - 8)"), None);
+        assert_eq!(value(" chars\n"), Some(4.0));
+        for empty in ["", " ", "\n\t"] {
+            assert!(crate::build("formula", json!({ "expression": empty }).as_object().unwrap()).is_err());
+        }
     }
 }

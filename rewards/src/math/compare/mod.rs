@@ -16,6 +16,9 @@ use super::units::{self, Measure, Units};
 use crate::Reason;
 use kind::Kind;
 
+/// What a comparison of two parts costs beside the arithmetic in it.
+const EQUAL_STEPS: u32 = 16;
+
 /// What a comparison found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -231,7 +234,8 @@ impl<'a> Comparison<'a> {
         if g == p {
             return Outcome::Same(Reason::EqualExact);
         }
-        if self.depth > 64 {
+        // Members of members multiply, so every comparison costs, and a spent budget ends all of them.
+        if self.depth > 64 || self.budget.spend(EQUAL_STEPS).is_err() {
             return Outcome::Limit;
         }
         self.depth += 1;

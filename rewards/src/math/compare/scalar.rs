@@ -118,6 +118,7 @@ impl Comparison<'_> {
         fixed: Option<(Sym, u64)>,
     ) -> Result<u64, Stop> {
         let num_syms = self.arena.num_syms();
+        self.budget.spend(num_syms as u32)?;
         let mut residues = Vec::with_capacity(num_syms);
         let mut whole = Vec::new();
         for sym in 0..num_syms as Sym {
