@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::handle::{EngineHandle, EngineStats};
 use crate::engine::request::{GroupRequest, NoWatch, RngKey, SampleEvent, SamplingParams, StopWatch};
-use crate::engine::{EngineConfig, start_cpu};
+use crate::engine::{EngineConfig, start_on_device};
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
 use crate::model::mrope;
@@ -47,7 +47,7 @@ pub struct BenchConfig {
 pub fn run(config: &BenchConfig) -> Result<()> {
     let w = config.workload;
     let started = Instant::now();
-    let (engine, thread) = start_cpu(&config.folder, &config.engine)?;
+    let (engine, thread) = start_on_device(&config.folder, &config.engine)?;
     let info = engine.info();
     println!(
         "{} in {} on {}, loaded in {:.2} s; {} prompts × {}, {} prompt tokens, {} new tokens each",
@@ -166,7 +166,7 @@ async fn drain(mut stream: crate::engine::handle::GroupStream, output_len: usize
 /// Nanoseconds by class of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Split {
-    classes: [(&'static str, u64); 5],
+    classes: [(&'static str, u64); 6],
     steps: u64,
 }
 
@@ -177,6 +177,7 @@ impl Split {
             ("vision", &stats.vision_ns),
             ("forward", &stats.forward_ns),
             ("sample", &stats.sample_ns),
+            ("wait", &stats.wait_ns),
             ("finish", &stats.finish_ns),
         ];
         Split { classes: classes.map(|(name, ns)| (name, ns.load(Relaxed))), steps: stats.steps.load(Relaxed) }
