@@ -10,8 +10,8 @@ use std::time::Duration;
 
 pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
 
-use crate::bench::{BenchConfig, WORKLOADS, Workload};
 use crate::backends::cuda;
+use crate::bench::{BenchConfig, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
 use crate::processor::ProcessorOptions;
@@ -77,14 +77,7 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
-        Ok(Config {
-            model,
-            http: http(args)?,
-            engine: engine(&args.engine)?,
-            seed: args.seed,
-            processor,
-            limits,
-        })
+        Ok(Config { model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
     }
 }
 
@@ -207,7 +200,14 @@ impl BenchArgs {
             output_len: at_least_1("--output-len", self.output_len.unwrap_or(base.output_len))?,
         };
         let repeat = at_least_1("--repeat", self.repeat)?;
-        Ok(BenchConfig { folder, engine: engine(&self.engine)?, workload, repeat, compare_single: self.compare_single })
+        Ok(BenchConfig {
+            folder,
+            engine: engine(&self.engine)?,
+            workload,
+            repeat,
+            compare_single: self.compare_single,
+            samples: self.samples.clone(),
+        })
     }
 }
 

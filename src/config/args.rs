@@ -187,6 +187,9 @@ pub struct BenchArgs {
     /// Also run every completion as a request of its own, one after the other
     #[arg(long)]
     pub compare_single: bool,
+    /// Write prompts, completions and log-probabilities of the last run here, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
     #[command(flatten)]
     pub engine: EngineArgs,
 }

@@ -63,13 +63,12 @@ impl Sizes {
         let kept = (memory.total as f64 * (1.0 - config.gpu_memory_utilization)) as usize;
         let left = memory.free.saturating_sub(kept);
         self.num_blocks = left / block_bytes;
-        self.max_model_len =
-            fitting_context(self.num_blocks, config.max_model_len, self.max_model_len, block_bytes).map_err(|e| {
-                Error::Setup(format!(
-                    "{e} (of {} bytes on the device {} are free beside weights and buffers, and --gpu-memory-utilization {} keeps {kept})",
-                    memory.total, memory.free, config.gpu_memory_utilization
-                ))
-            })?;
+        self.max_model_len = fitting_context(self.num_blocks, config.max_model_len, self.max_model_len, block_bytes).map_err(|e| {
+            Error::Setup(format!(
+                "{e} (of {} bytes on the device {} are free beside weights and buffers, and --gpu-memory-utilization {} keeps {kept})",
+                memory.total, memory.free, config.gpu_memory_utilization
+            ))
+        })?;
         Ok(())
     }
 

@@ -12,7 +12,8 @@ const TOLERANCE: f32 = 2e-2;
 pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
     let heads = |num_heads, num_kv_heads, head_dim| HeadShape { num_heads, num_kv_heads, head_dim };
     let own: &[usize] = if small { &[1, 31, 33, 257] } else { &[1, 31, 32, 33, 255, 256, 257, 300, 520, 64, 64, 64, 7] };
-    let shapes = [heads(4, 2, 32), heads(3, 1, 64), heads(2, 1, 128), heads(4, 4, 16), heads(16, 2, 128), heads(28, 4, 128), heads(12, 2, 80)];
+    let shapes =
+        [heads(4, 2, 32), heads(3, 1, 64), heads(2, 1, 128), heads(4, 4, 16), heads(16, 2, 128), heads(28, 4, 128), heads(12, 2, 80)];
     for shape in &shapes[..if small { 4 } else { 7 }] {
         let scene = Scene { shape: *shape, prompt: if small { 300 } else { 613 }, own: own.to_vec() };
         let case = format!("{} / {} heads of {}, {} rows", shape.num_heads, shape.num_kv_heads, shape.head_dim, scene.rows());
@@ -171,15 +172,8 @@ impl Operation for Segments {
         self.lengths.iter().for_each(|n| cu.push(cu[cu.len() - 1] + *n as u32));
         let cu_seqlens = upload(b, &cu)?;
         let mut out = b.alloc(len)?;
-        let args = SegmentAttention {
-            q: &q,
-            k: &k,
-            v: &v,
-            cu_seqlens: &cu_seqlens,
-            num_segments: self.lengths.len(),
-            shape: self.shape,
-            rows,
-        };
+        let args =
+            SegmentAttention { q: &q, k: &k, v: &v, cu_seqlens: &cu_seqlens, num_segments: self.lengths.len(), shape: self.shape, rows };
         b.segment_attention(args, &mut out);
         Ok(read_rounded(b, &out, len))
     }

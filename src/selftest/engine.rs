@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use tokio::runtime::Runtime;
+
 use super::{Numbers, Table};
+use crate::engine::handle::EngineHandle;
 use crate::engine::request::{GroupRequest, NoWatch, RngKey, SampleEvent, SampleOutput, SamplingParams, StopWatch};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype, start_on_device};
 use crate::error::{Error, Result};
@@ -37,13 +40,22 @@ pub fn run(ordinal: usize, folder: &Path, table: &mut Table) -> Result<()> {
     };
     let alone = serve(folder, &calm, &works, true)?.0;
     let need: usize = works.iter().map(|w| w.prompt.len().div_ceil(32) + w.samples * w.sampling.max_tokens.div_ceil(32)).sum();
-    let crowd = EngineConfig { max_num_seqs: 64, kv_cache: KvBudget::Blocks(need + 64), prefix_caching: true, enforce_eager: false, ..calm.clone() };
+    let crowd = EngineConfig {
+        max_num_seqs: 64,
+        kv_cache: KvBudget::Blocks(need + 64),
+        prefix_caching: true,
+        enforce_eager: false,
+        ..calm.clone()
+    };
     let tight = KvBudget::Blocks((need / 4).max(longest.div_ceil(32) + 2));
     let configurations = [
         ("together, launched, lag 0", EngineConfig { enforce_eager: true, ..crowd.clone() }),
         ("together, replayed, lag 1", EngineConfig { lag: 1, ..crowd.clone() }),
         ("together, replayed, lag 2", EngineConfig { lag: 2, ..crowd.clone() }),
-        ("chunks of 48, no room, lag 2", EngineConfig { lag: 2, max_num_batched_tokens: 48, max_num_seqs: 24, kv_cache: tight, ..crowd.clone() }),
+        (
+            "chunks of 48, no room, lag 2",
+            EngineConfig { lag: 2, max_num_batched_tokens: 48, max_num_seqs: 48, kv_cache: tight, ..crowd.clone() },
+        ),
     ];
     for (name, config) in &configurations {
         let (outputs, preemptions) = serve(folder, config, &works, false)?;
@@ -76,11 +88,16 @@ fn close(expected: &[Vec<SampleOutput>], ours: &[Vec<SampleOutput>], table: &mut
     }
     let mean = sum / same.max(1) as f64;
     let passed = same * 2 > total && mean < 0.03;
-    table.push("engine", "against the CPU in bf16".into(), passed, format!("{same} of {total} tokens before a draw differs; logps: mean {mean:.1e}, worst {worst:.1e}"));
+    table.push(
+        "engine",
+        "against the CPU in bf16".into(),
+        passed,
+        format!("{same} of {total} tokens before a draw differs; logps: mean {mean:.1e}, worst {worst:.1e}"),
+    );
 }
 
 fn works(vocab: usize) -> Vec<Work> {
-    let plain = SamplingParams { max_tokens: 40, ignore_eos: true, ..Default::default() };
+    let plain = SamplingParams { max_tokens: 40, ..Default::default() };
     let samplings = [
         plain.clone(),
         SamplingParams { temperature: 0.0, ..plain.clone() },
@@ -109,34 +126,12 @@ fn serve(folder: &Path, config: &EngineConfig, works: &[Work], alone: bool) -> R
     let (engine, thread) = start_on_device(folder, config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| Error::Setup(e.to_string()))?;
     let mut outputs = Vec::new();
+    // A short sample first: the forecast then admits more than fits, so that somebody has to give way.
+    let short = SamplingParams { max_tokens: 2, ..Default::default() };
+    submit_and_wait(&engine, &runtime, &[Work { prompt: vec![1], samples: 1, sampling: short }], 1000)?;
     for batch in works.chunks(if alone { 1 } else { works.len() }) {
-        let first = outputs.len();
-        let streams = batch
-            .iter()
-            .enumerate()
-            .map(|(i, work)| {
-                let positions = mrope::text_positions(work.prompt.len());
-                engine.submit(GroupRequest {
-                    prompt: Arc::new(PromptInput { positions, token_ids: work.prompt.clone(), ..Default::default() }),
-                    sampling: work.sampling.clone(),
-                    rng_key: RngKey([(first + i) as u32, 99]),
-                    watches: (0..work.samples).map(|_| Box::new(NoWatch) as Box<dyn StopWatch>).collect(),
-                    stream: false,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for (mut stream, work) in streams.into_iter().zip(batch) {
-            let mut samples = vec![None; work.samples];
-            runtime.block_on(async {
-                while let Some(event) = stream.next().await {
-                    if let SampleEvent::Finished { sample, output } = event {
-                        samples[sample] = Some(*output);
-                    }
-                }
-            });
-            let samples: Option<Vec<SampleOutput>> = samples.into_iter().collect();
-            outputs.push(samples.ok_or_else(|| Error::NotReady("the engine stopped".into()))?);
-        }
+        let done = submit_and_wait(&engine, &runtime, batch, outputs.len())?;
+        outputs.extend(done);
     }
     let preemptions = engine.stats().preemptions.load(Relaxed);
     engine.shutdown();
@@ -144,8 +139,39 @@ fn serve(folder: &Path, config: &EngineConfig, works: &[Work], alone: bool) -> R
     Ok((outputs, preemptions))
 }
 
+/// Runs works at once; the first has number `first` in the key of its draws.
+fn submit_and_wait(engine: &EngineHandle, runtime: &Runtime, works: &[Work], first: usize) -> Result<Vec<Vec<SampleOutput>>> {
+    let request = |(i, work): (usize, &Work)| {
+        let positions = mrope::text_positions(work.prompt.len());
+        engine.submit(GroupRequest {
+            prompt: Arc::new(PromptInput { positions, token_ids: work.prompt.clone(), ..Default::default() }),
+            sampling: work.sampling.clone(),
+            rng_key: RngKey([(first + i) as u32, 99]),
+            watches: (0..work.samples).map(|_| Box::new(NoWatch) as Box<dyn StopWatch>).collect(),
+            stream: false,
+        })
+    };
+    let streams = works.iter().enumerate().map(request).collect::<Result<Vec<_>>>()?;
+    let mut groups = Vec::new();
+    for (mut stream, work) in streams.into_iter().zip(works) {
+        let mut samples = vec![None; work.samples];
+        runtime.block_on(async {
+            while let Some(event) = stream.next().await {
+                if let SampleEvent::Finished { sample, output } = event {
+                    samples[sample] = Some(*output);
+                }
+            }
+        });
+        let samples: Option<Vec<SampleOutput>> = samples.into_iter().collect();
+        groups.push(samples.ok_or_else(|| Error::NotReady("the engine stopped".into()))?);
+    }
+    Ok(groups)
+}
+
 fn bits(out: &SampleOutput) -> Vec<[u32; 5]> {
     (0..out.token_ids.len())
-        .map(|i| [out.token_ids[i], out.logps[i].to_bits(), out.logps_raw[i].to_bits(), out.logps_sampled[i].to_bits(), out.entropy[i].to_bits()])
+        .map(|i| {
+            [out.token_ids[i], out.logps[i].to_bits(), out.logps_raw[i].to_bits(), out.logps_sampled[i].to_bits(), out.entropy[i].to_bits()]
+        })
         .collect()
 }

@@ -51,7 +51,13 @@ pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
     let shapes = SMALL.iter().chain(if small { &[] } else { REAL });
     for shape in shapes.copied() {
         let rows = if shape.n > 100_000 { 3 } else { 37 };
-        let name = format!("[{}, {}]{}{}", shape.n, shape.k, if shape.bias { " + bias" } else { "" }, if shape.store == Store::Add { ", added" } else { "" });
+        let name = format!(
+            "[{}, {}]{}{}",
+            shape.n,
+            shape.k,
+            if shape.bias { " + bias" } else { "" },
+            if shape.store == Store::Add { ", added" } else { "" }
+        );
         pair.compare("gemm", format!("{rows} rows by {name}"), SUMS, &Gemm { shape, rows }, table)?;
         row_bits(pair, shape, &name, table)?;
     }

@@ -31,7 +31,8 @@ pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
 
 /// Rows by sort of sampling; slot and logits row are their places.
 fn rows() -> Vec<(&'static str, Vec<SampleRow>)> {
-    let plain = SampleRow { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, counts_row: NO_COUNTS, forced: NO_TOKEN, ..Default::default() };
+    let plain =
+        SampleRow { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, counts_row: NO_COUNTS, forced: NO_TOKEN, ..Default::default() };
     let many = |change: &dyn Fn(u32) -> SampleRow| {
         (0..24u32)
             .map(|i| SampleRow { logits_row: i % 12, slot: i, key: [i * 77, 5], sample: i / 3, position: i * 11, ..change(i) })
@@ -43,25 +44,38 @@ fn rows() -> Vec<(&'static str, Vec<SampleRow>)> {
         ("top_k", many(&|i| SampleRow { top_k: 1 + i * 9, ..plain })),
         ("top_p", many(&|i| SampleRow { top_p: 0.05 + 0.04 * i as f32, temperature: 0.8, ..plain })),
         ("min_p", many(&|i| SampleRow { min_p: 0.01 * (1 + i) as f32, ..plain })),
-        ("penalties", many(&|i| SampleRow { repetition_penalty: 1.2, presence_penalty: 0.4, frequency_penalty: 0.3, counts_row: i, ..plain })),
+        (
+            "penalties",
+            many(&|i| SampleRow { repetition_penalty: 1.2, presence_penalty: 0.4, frequency_penalty: 0.3, counts_row: i, ..plain }),
+        ),
         ("bias and bans", many(&|i| SampleRow { banned_start: i, banned_len: 9, bias_start: i, bias_len: 5, ..plain })),
         ("forced", many(&|i| SampleRow { forced: 17 + i, top_logprobs: i % 21, ..plain })),
-        ("all together", many(&|i| SampleRow {
-            top_k: 50,
-            top_p: 0.9,
-            min_p: 0.01,
-            temperature: 1.3,
-            repetition_penalty: 1.1,
-            frequency_penalty: 0.2,
-            counts_row: i,
-            banned_start: i,
-            banned_len: 3,
-            bias_start: 2,
-            bias_len: 4,
-            top_logprobs: 20,
-            ..plain
-        })),
-        ("corrupt", many(&|i| SampleRow { logits_row: 12 + i % 2, ..plain }).into_iter().enumerate().map(|(i, r)| SampleRow { logits_row: 12 + i as u32 % 2, ..r }).collect()),
+        (
+            "all together",
+            many(&|i| SampleRow {
+                top_k: 50,
+                top_p: 0.9,
+                min_p: 0.01,
+                temperature: 1.3,
+                repetition_penalty: 1.1,
+                frequency_penalty: 0.2,
+                counts_row: i,
+                banned_start: i,
+                banned_len: 3,
+                bias_start: 2,
+                bias_len: 4,
+                top_logprobs: 20,
+                ..plain
+            }),
+        ),
+        (
+            "corrupt",
+            many(&|i| SampleRow { logits_row: 12 + i % 2, ..plain })
+                .into_iter()
+                .enumerate()
+                .map(|(i, r)| SampleRow { logits_row: 12 + i as u32 % 2, ..r })
+                .collect(),
+        ),
     ]
 }
 

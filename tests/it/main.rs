@@ -7,6 +7,7 @@ mod api_hub;
 mod api_lifecycle;
 mod api_openai;
 mod common;
+mod cuda;
 mod engine;
 mod golden;
 mod golden_model;

@@ -165,11 +165,9 @@ impl Lists {
         for (span, rows) in prompts {
             for c in 0..chunks(span.prompt_keys) {
                 let keys = chunk_keys(span.prompt_keys, c);
-                let item =
-                    Item { prompt_table: span.prompt_table + (c * CHUNK_BLOCKS) as u32, prompt_keys: keys, ..Default::default() };
+                let item = Item { prompt_table: span.prompt_table + (c * CHUNK_BLOCKS) as u32, prompt_keys: keys, ..Default::default() };
                 for tile in rows.chunks(WIDE / self.shared) {
-                    let entry =
-                        |(row, first): &(u32, u32)| Entry { row: *row, prompt_keys: keys, own_keys: 0, partial: first + c as u32 };
+                    let entry = |(row, first): &(u32, u32)| Entry { row: *row, prompt_keys: keys, own_keys: 0, partial: first + c as u32 };
                     self.push(item, tile.iter().map(entry));
                 }
             }
@@ -247,7 +245,9 @@ mod tests {
             assert!(item.prompt_keys + item.own_keys > 0);
             for entry in &lists.entries[item.first_entry as usize..][..item.num_entries as usize] {
                 assert!(entry.prompt_keys <= item.prompt_keys && entry.own_keys <= item.own_keys);
-                assert!(entry.partial == DIRECT || (entry.prompt_keys + entry.own_keys > 0 && (item.prompt_keys == 0 || item.own_keys == 0)));
+                assert!(
+                    entry.partial == DIRECT || (entry.prompt_keys + entry.own_keys > 0 && (item.prompt_keys == 0 || item.own_keys == 0))
+                );
                 let start = |keys: u32| if entry.partial == DIRECT { 0..keys } else { 0..keys.min(256) };
                 let base = |table: u32, span_table: u32| if entry.partial == DIRECT { 0 } else { (table - span_table) * 32 };
                 all.extend(start(entry.prompt_keys).map(|k| (entry.row, false, base(item.prompt_table, 0) + k)));

@@ -51,8 +51,8 @@ impl Device {
         };
         use sys::CUdevice_attribute_enum::{
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
             CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED_MEMORY,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
         };
         let name = result::device::get_name(raw).map_err(failed("it has no name"))?;
         let compute = (attribute(MAJOR)?, attribute(MINOR)?);
@@ -166,14 +166,7 @@ impl Device {
         }
         // Safety: the kernel belongs to this context; the driver copies the arguments before it returns.
         let launched = unsafe {
-            result::launch_kernel(
-                kernel.function,
-                (x, y, z),
-                (block as u32, 1, 1),
-                shared as u32,
-                self.stream,
-                &mut pointers[..args.len],
-            )
+            result::launch_kernel(kernel.function, (x, y, z), (block as u32, 1, 1), shared as u32, self.stream, &mut pointers[..args.len])
         };
         if let Err(e) = launched {
             panic!("launching {} on a grid of {grid:?} with {block} threads and {shared} bytes: {e}", kernel.name);
@@ -296,6 +289,10 @@ impl<T: Element> Buf<T> {
 
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 

@@ -85,7 +85,8 @@ impl Gemm {
         device.bind();
         let failed = |e: lt::CublasError| Error::Setup(format!("cublasLt does not start: {e}"));
         let desc = |epilogue: sys::cublasLtEpilogue_t| -> Result<sys::cublasLtMatmulDesc_t> {
-            let desc = lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F).map_err(failed)?;
+            let desc =
+                lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F).map_err(failed)?;
             use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_EPILOGUE as EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA as TRANSA};
             // CUBLAS_OP_T, which the binding of cublasLt does not name.
             let transposed = 1i32;
@@ -200,9 +201,10 @@ impl Gemm {
         for bias in [false, true] {
             let bias_at = bias.then(|| trial.bias.ptr());
             let call = |rows| Call { w: w.ptr(), x: trial.x.ptr(), bias: bias_at, out: trial.out.ptr(), rows, add: false };
-            let reference = *self.candidates(&plan.layouts, bias_at, TRIAL_ROWS).map_err(failed)?.first().ok_or_else(|| {
-                Error::Setup(format!("cublasLt {} has no algorithm for a GEMM by [{}, {}]", Self::version(), w.n, w.k))
-            })?;
+            let reference =
+                *self.candidates(&plan.layouts, bias_at, TRIAL_ROWS).map_err(failed)?.first().ok_or_else(|| {
+                    Error::Setup(format!("cublasLt {} has no algorithm for a GEMM by [{}, {}]", Self::version(), w.n, w.k))
+                })?;
             self.launch(&plan.layouts, call(TRIAL_ROWS), &reference).map_err(failed)?;
             let expected = trial.read(0, TRIAL_ROWS, w.n);
             for rows in (0..).map(|bucket| 1usize << bucket).take_while(|rows| *rows <= largest) {
@@ -344,8 +346,7 @@ impl Trial {
         };
         let x = Buf::<bf16>::new(device, rows * w.ld)?;
         let period = TRIAL_ROWS * w.ld;
-        let values: Vec<bf16> =
-            (0..period).map(|i| if i % w.ld < w.k { bf16::from_f32(normal(i, 0)) } else { bf16::ZERO }).collect();
+        let values: Vec<bf16> = (0..period).map(|i| if i % w.ld < w.k { bf16::from_f32(normal(i, 0)) } else { bf16::ZERO }).collect();
         for start in (0..rows * w.ld).step_by(period) {
             let n = period.min(rows * w.ld - start);
             uploads.copy(bytemuck::cast_slice(&values[..n]), x.at(start));

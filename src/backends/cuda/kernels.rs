@@ -13,10 +13,8 @@ use super::nvrtc;
 use crate::error::{Error, Result};
 
 /// What every source may include.
-const HEADERS: &[(&str, &str)] = &[
-    ("common.cuh", include_str!("../../../kernels/common.cuh")),
-    ("philox.cuh", include_str!("../../../kernels/philox.cuh")),
-];
+const HEADERS: &[(&str, &str)] =
+    &[("common.cuh", include_str!("../../../kernels/common.cuh")), ("philox.cuh", include_str!("../../../kernels/philox.cuh"))];
 
 /// For heads of 16, 32, … values.
 const SEGMENT_ATTENTION: &[&str] = &[
@@ -53,11 +51,7 @@ const SOURCES: &[Source] = &[
             "attention_combine",
         ],
     },
-    Source {
-        name: "segment_attention.cu",
-        text: include_str!("../../../kernels/segment_attention.cu"),
-        kernels: SEGMENT_ATTENTION,
-    },
+    Source { name: "segment_attention.cu", text: include_str!("../../../kernels/segment_attention.cu"), kernels: SEGMENT_ATTENTION },
     Source { name: "sample.cu", text: include_str!("../../../kernels/sample.cu"), kernels: &["sample_parts", "sample", "reset_slot"] },
 ];
 
@@ -133,7 +127,7 @@ impl Kernels {
         for source in SOURCES {
             let path = cache_file(source, &arch, version);
             let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
-            if !cached.is_some_and(|cubin| kernels.add(source, &cubin).is_ok()) {
+            if cached.is_none_or(|cubin| kernels.add(source, &cubin).is_err()) {
                 let cubin = nvrtc::compile(source.name, source.text, HEADERS, &options(&arch))?.cubin;
                 kernels.add(source, &cubin)?;
                 if let Some(path) = path {
@@ -196,9 +190,8 @@ impl Drop for Kernels {
 }
 
 fn cache_file(source: &Source, arch: &str, version: (i32, i32)) -> Option<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let base =
+        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     let mut hash = Sha256::new();
     let mut part = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
@@ -220,9 +213,8 @@ fn cache_file(source: &Source, arch: &str, version: (i32, i32)) -> Option<PathBu
 fn store(path: &Path, cubin: &[u8]) {
     let Some(folder) = path.parent() else { return };
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let stored = std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&temporary, cubin))
-        .and_then(|()| std::fs::rename(&temporary, path));
+    let stored =
+        std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&temporary, cubin)).and_then(|()| std::fs::rename(&temporary, path));
     if let Err(e) = stored {
         tracing::warn!("{}: compiled kernels are not kept: {e}", path.display());
     }

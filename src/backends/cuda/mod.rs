@@ -27,8 +27,8 @@ use super::{
 use crate::backends::BLOCK_SIZE;
 use crate::error::Result;
 use attention::{Plan, padded_dim};
-use device::{Args, Device, check};
 pub use device::Buf;
+use device::{Args, Device, check};
 pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;

@@ -94,7 +94,10 @@ impl Uploads {
             self.fill(n, dst + at as u64, |staged| {
                 let src = &src[at..at + n];
                 match n >= PARALLEL {
-                    true => staged.par_chunks_mut(PARALLEL / 4).zip(src.par_chunks(PARALLEL / 4)).for_each(|(to, from)| to.copy_from_slice(from)),
+                    true => staged
+                        .par_chunks_mut(PARALLEL / 4)
+                        .zip(src.par_chunks(PARALLEL / 4))
+                        .for_each(|(to, from)| to.copy_from_slice(from)),
                     false => staged.copy_from_slice(src),
                 }
             });
