@@ -9,9 +9,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::engine::handle::{EngineHandle, EngineStats};
-use crate::engine::request::{GroupRequest, NoWatch, RngKey, SampleEvent, SamplingParams, StopWatch};
-use crate::engine::{EngineConfig, start_cpu};
+use crate::engine::request::{GroupRequest, NoWatch, RngKey, SampleEvent, SampleOutput, SamplingParams, StopWatch};
+use crate::engine::{EngineConfig, start_on_device};
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
 use crate::model::mrope;
@@ -41,13 +43,15 @@ pub struct BenchConfig {
     pub repeat: usize,
     /// Also run every completion as a request of its own, one after the other, and print the ratio.
     pub compare_single: bool,
+    /// Where to put prompts, completions and log-probabilities of the last run, as JSON.
+    pub samples: Option<PathBuf>,
 }
 
 /// Runs the workload and prints what it measured.
 pub fn run(config: &BenchConfig) -> Result<()> {
     let w = config.workload;
     let started = Instant::now();
-    let (engine, thread) = start_cpu(&config.folder, &config.engine)?;
+    let (engine, thread) = start_on_device(&config.folder, &config.engine)?;
     let info = engine.info();
     println!(
         "{} in {} on {}, loaded in {:.2} s; {} prompts × {}, {} prompt tokens, {} new tokens each",
@@ -61,14 +65,16 @@ pub fn run(config: &BenchConfig) -> Result<()> {
         w.output_len
     );
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| Error::Setup(e.to_string()))?;
-    let bench = Bench { engine, seed: AtomicU64::new(0) };
+    let bench = Bench { engine, seed: AtomicU64::new(0), keep: config.samples.is_some() };
     runtime.block_on(bench.group(Workload { output_len: w.output_len.min(2), ..w }))?; // warm up
     let mut best: Option<(Duration, Duration, Split)> = None;
+    let mut last = Vec::new();
     for _ in 0..config.repeat.max(1) {
         let prefill = runtime.block_on(bench.group(Workload { output_len: 1, ..w }))?;
         let before = Split::read(bench.engine.stats());
-        let total = runtime.block_on(bench.group(w))?;
+        let (total, samples) = runtime.block_on(bench.collect(w))?;
         let split = Split::read(bench.engine.stats()) - before;
+        last = samples;
         if best.as_ref().is_none_or(|(_, t, _)| total < *t) {
             best = Some((prefill, total, split));
         }
@@ -86,6 +92,9 @@ pub fn run(config: &BenchConfig) -> Result<()> {
         total.as_secs_f64()
     );
     println!("{}", split.describe(total));
+    if let Some(path) = &config.samples {
+        std::fs::write(path, serde_json::Value::Array(last).to_string()).map_err(|e| Error::file(path, e))?;
+    }
     if config.compare_single {
         let mut single = Duration::MAX;
         for _ in 0..config.repeat.max(1) {
@@ -106,18 +115,30 @@ struct Bench {
     engine: EngineHandle,
     /// Every run has prompts of its own, so that no run finds another's prefixes cached.
     seed: AtomicU64,
+    /// Whether samples are wanted, not only their time.
+    keep: bool,
 }
 
 impl Bench {
     async fn group(&self, w: Workload) -> Result<Duration> {
+        Ok(self.collect(w).await?.0)
+    }
+
+    /// Time, and what each sample was: prompt, completion and log-probabilities.
+    async fn collect(&self, w: Workload) -> Result<(Duration, Vec<Value>)> {
         let seed = self.seed.fetch_add(1, Relaxed);
         let prompts: Vec<Arc<PromptInput>> = (0..w.num_prompts).map(|p| self.prompt(w, seed, p)).collect();
         let started = Instant::now();
         let streams = prompts.iter().map(|p| self.submit(w, p, w.num_generations)).collect::<Result<Vec<_>>>()?;
+        let mut outputs = Vec::with_capacity(streams.len());
         for stream in streams {
-            drain(stream, w.output_len).await?;
+            outputs.push(drain(stream, w.output_len).await?);
         }
-        Ok(started.elapsed())
+        let time = started.elapsed();
+        let samples = prompts.iter().zip(&outputs).flat_map(|(prompt, outputs)| {
+            outputs.iter().map(|o| json!({"prompt": prompt.token_ids, "completion": o.token_ids, "logp": o.logps}))
+        });
+        Ok((time, if self.keep { samples.collect() } else { Vec::new() }))
     }
 
     async fn one_by_one(&self, w: Workload) -> Result<Duration> {
@@ -149,16 +170,22 @@ impl Bench {
     }
 }
 
-async fn drain(mut stream: crate::engine::handle::GroupStream, output_len: usize) -> Result<()> {
+async fn drain(mut stream: crate::engine::handle::GroupStream, output_len: usize) -> Result<Vec<SampleOutput>> {
+    let mut outputs = Vec::new();
     while let Some(event) = stream.next().await {
-        if let SampleEvent::Finished { output, .. } = event
-            && output.token_ids.len() != output_len
-        {
-            return Err(Error::Setup(format!("a sample ended after {} tokens with {:?}", output.token_ids.len(), output.finish_reason)));
+        if let SampleEvent::Finished { output, .. } = event {
+            if output.token_ids.len() != output_len {
+                return Err(Error::Setup(format!(
+                    "a sample ended after {} tokens with {:?}",
+                    output.token_ids.len(),
+                    output.finish_reason
+                )));
+            }
+            outputs.push(*output);
         }
     }
     match stream.is_complete() {
-        true => Ok(()),
+        true => Ok(outputs),
         false => Err(Error::NotReady("the engine stopped".into())),
     }
 }
@@ -166,7 +193,7 @@ async fn drain(mut stream: crate::engine::handle::GroupStream, output_len: usize
 /// Nanoseconds by class of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Split {
-    classes: [(&'static str, u64); 5],
+    classes: [(&'static str, u64); 6],
     steps: u64,
 }
 
@@ -177,6 +204,7 @@ impl Split {
             ("vision", &stats.vision_ns),
             ("forward", &stats.forward_ns),
             ("sample", &stats.sample_ns),
+            ("wait", &stats.wait_ns),
             ("finish", &stats.finish_ns),
         ];
         Split { classes: classes.map(|(name, ns)| (name, ns.load(Relaxed))), steps: stats.steps.load(Relaxed) }

@@ -8,26 +8,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, LogFormat, ServeArgs};
+pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
 
+use crate::backends::cuda;
 use crate::bench::{BenchConfig, WORKLOADS, Workload};
-use crate::engine::{EngineConfig, KvBudget, ServingDtype};
+use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
 use crate::rollout::limits::Limits;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    Cpu,
-}
+use crate::selftest::SelftestConfig;
 
 /// Everything that was decided before the server starts.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub model: ModelConfig,
     pub http: HttpConfig,
-    pub device: Device,
     pub engine: EngineConfig,
     /// Seed of requests that bring none; `None` draws one for each.
     pub seed: Option<u64>,
@@ -81,15 +77,7 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
-        Ok(Config {
-            model,
-            http: http(args)?,
-            device: device(&args.engine)?,
-            engine: engine(&args.engine)?,
-            seed: args.seed,
-            processor,
-            limits,
-        })
+        Ok(Config { model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
     }
 }
 
@@ -121,26 +109,57 @@ fn http(args: &ServeArgs) -> Result<HttpConfig> {
     })
 }
 
-fn device(args: &EngineArgs) -> Result<Device> {
-    match args.device.as_str() {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        other if other == "cuda" || other.starts_with("cuda:") => {
-            Err(Error::Setup(format!("--device {other}: this build serves on the CPU only; use --device cpu or auto")))
+/// The device that was asked for; `auto` is a GPU if one can be used.
+///
+/// # Errors
+///
+/// A name that is none, and a GPU that can't be used, with the reason.
+pub fn device(name: &str) -> Result<Device> {
+    let wrong = || Error::Setup(format!("--device {name}: not auto, cpu or cuda:N"));
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "auto" => Ok(if cuda::usable(0).is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+        other => {
+            let ordinal = match other.strip_prefix("cuda").ok_or_else(wrong)? {
+                "" => 0,
+                rest => rest.strip_prefix(':').and_then(|n| n.parse().ok()).ok_or_else(wrong)?,
+            };
+            cuda::usable(ordinal).map_err(|e| Error::Setup(format!("--device {name}: {e}")))?;
+            Ok(Device::Cuda(ordinal))
         }
-        other => Err(Error::Setup(format!("--device {other}: not auto, cpu or cuda:N"))),
     }
 }
 
+/// Samples at once and tokens of a step on a GPU when nobody says.
+const GPU_NUM_SEQS: usize = 512;
+const GPU_BATCHED_TOKENS: usize = 8192;
+
 fn engine(args: &EngineArgs) -> Result<EngineConfig> {
-    let defaults = EngineConfig::default();
+    let device = device(&args.device)?;
+    let mut defaults = EngineConfig { device, ..EngineConfig::default() };
+    if device != Device::Cpu {
+        defaults.dtype = ServingDtype::Bfloat16;
+        defaults.max_num_seqs = GPU_NUM_SEQS;
+        defaults.max_num_batched_tokens = GPU_BATCHED_TOKENS;
+    }
+    if !(0.05..=1.0).contains(&args.gpu_memory_utilization) {
+        return Err(Error::Setup(format!("--gpu-memory-utilization {}: must be from 0.05 to 1", args.gpu_memory_utilization)));
+    }
     Ok(EngineConfig {
-        dtype: match args.dtype {
-            DtypeArg::Auto | DtypeArg::Float32 => ServingDtype::Float32,
-            DtypeArg::Bfloat16 => ServingDtype::Bfloat16,
+        dtype: match (args.dtype, device) {
+            (DtypeArg::Auto, _) => defaults.dtype,
+            (DtypeArg::Float32, Device::Cuda(_)) => return Err(Error::Setup("--dtype float32: a GPU serves bfloat16".into())),
+            (DtypeArg::Float32, Device::Cpu) => ServingDtype::Float32,
+            (DtypeArg::Bfloat16, _) => ServingDtype::Bfloat16,
         },
+        gpu_memory_utilization: args.gpu_memory_utilization,
+        enforce_eager: args.enforce_eager,
         max_model_len: args.max_model_len.map(|len| at_least("--max-model-len", len, 2)).transpose()?,
-        max_num_seqs: at_least_1("--max-num-seqs", args.max_num_seqs)?,
-        max_num_batched_tokens: at_least_1("--max-num-batched-tokens", args.max_num_batched_tokens)?,
+        max_num_seqs: at_least_1("--max-num-seqs", args.max_num_seqs.unwrap_or(defaults.max_num_seqs))?,
+        max_num_batched_tokens: at_least_1(
+            "--max-num-batched-tokens",
+            args.max_num_batched_tokens.unwrap_or(defaults.max_num_batched_tokens),
+        )?,
         kv_cache: match (args.num_gpu_blocks_override, args.kv_cache_memory) {
             (Some(blocks), _) => KvBudget::Blocks(at_least("--num-gpu-blocks-override", blocks, 3)?),
             (None, Some(bytes)) => KvBudget::Bytes(bytes),
@@ -152,6 +171,18 @@ fn engine(args: &EngineArgs) -> Result<EngineConfig> {
     })
 }
 
+impl SelftestArgs {
+    /// # Errors
+    ///
+    /// A device that is no GPU, or one that can't be used.
+    pub fn config(&self) -> Result<SelftestConfig> {
+        match device(&self.device)? {
+            Device::Cpu => Err(Error::Setup(format!("--device {}: a GPU is tested, against the CPU", self.device))),
+            Device::Cuda(ordinal) => Ok(SelftestConfig { ordinal, small: self.small, model: self.model.clone() }),
+        }
+    }
+}
+
 impl BenchArgs {
     /// What to run on a model's folder.
     ///
@@ -159,7 +190,6 @@ impl BenchArgs {
     ///
     /// An unknown workload, an empty one, and what [`Config::from_args`] refuses of an engine.
     pub fn config(&self, folder: PathBuf) -> Result<BenchConfig> {
-        device(&self.engine)?;
         let named = WORKLOADS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&self.workload));
         let known = || WORKLOADS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let (_, base) = named.ok_or_else(|| Error::Setup(format!("--workload {}: not one of {}", self.workload, known())))?;
@@ -170,7 +200,14 @@ impl BenchArgs {
             output_len: at_least_1("--output-len", self.output_len.unwrap_or(base.output_len))?,
         };
         let repeat = at_least_1("--repeat", self.repeat)?;
-        Ok(BenchConfig { folder, engine: engine(&self.engine)?, workload, repeat, compare_single: self.compare_single })
+        Ok(BenchConfig {
+            folder,
+            engine: engine(&self.engine)?,
+            workload,
+            repeat,
+            compare_single: self.compare_single,
+            samples: self.samples.clone(),
+        })
     }
 }
 
@@ -217,7 +254,10 @@ mod tests {
         assert!(parse("--host 0.0.0.0 --api-key k").unwrap().http.allowed_hosts.is_none());
         assert!(parse("--host 0.0.0.0 --insecure").is_ok());
         let refused = [
-            ("--device cuda:0", "this build serves on the CPU only"),
+            ("--device cuda:x", "not auto, cpu or cuda:N"),
+            // No machine has as many, whether it has a driver or not.
+            ("--device cuda:999", "--device cuda:999: "),
+            ("--gpu-memory-utilization 1.5", "must be from 0.05 to 1"),
             ("--device tpu", "not auto, cpu or cuda:N"),
             ("--host 0.0.0.0", "--api-key"),
             ("--host example", "not an IP address"),

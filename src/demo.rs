@@ -27,6 +27,8 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let mut serve_args = ServeArgs::parse_from(["serve".into(), folder.clone().into_os_string()]);
     serve_args.port = args.port;
     serve_args.engine.threads = args.threads;
+    // The model is so small that a GPU would only take longer to start.
+    serve_args.engine.device = "cpu".into();
     serve_args.served_model_name = vec![MODEL.into()];
     let config = Config::from_args(&serve_args)?;
     let bars = Bars::new(LogFormat::Text);

@@ -14,4 +14,5 @@ pub mod model;
 pub mod processor;
 pub mod rng;
 pub mod rollout;
+pub mod selftest;
 pub mod serve;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::config::{Config, Device};
+use crate::config::Config;
 use crate::engine::handle::EngineHandle;
 use crate::error::Result;
 use crate::model::config::ModelConfig;
@@ -29,9 +29,7 @@ pub fn start(config: &Config, folder: &Path, progress: &dyn Fn(&str)) -> Result<
     let model = ModelConfig::load(folder)?;
     let processor = Processor::load(folder, &model, config.processor.clone())?;
     progress("loading the weights");
-    let (engine, thread) = match config.device {
-        Device::Cpu => crate::engine::start_cpu(folder, &config.engine)?,
-    };
+    let (engine, thread) = crate::engine::start_on_device(folder, &config.engine)?;
     let generator = Generator::new(Arc::new(processor), engine.clone(), &model, config.limits.clone());
     Ok(Loaded { engine, thread, generator: Arc::new(generator) })
 }

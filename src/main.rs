@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use grouper::config::{Cli, Command, LogFormat};
+use grouper::config::{Cli, Command, KernelsCommand, LogFormat};
 use grouper::error::{Error, Result};
 use grouper::hub::{self, HubEnv};
 use grouper::serve::Bars;
-use grouper::{api, bench, demo, serve};
+use grouper::{api, bench, demo, selftest, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -32,6 +32,8 @@ fn run(command: Command) -> Result<()> {
             let folder = runtime()?.block_on(hub::resolve(&args.model, &args.revision, &env, &bars))?;
             bench::run(&args.config(folder)?)
         }
+        Command::Selftest(args) => selftest::run(&args.config()?),
+        Command::Kernels(KernelsCommand::Check { arch }) => selftest::check_kernels(&arch),
         Command::Openapi => {
             let document = api::openapi().to_pretty_json();
             println!("{}", document.map_err(|e| Error::Setup(format!("the OpenAPI document could not be written: {e}")))?);

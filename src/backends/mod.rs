@@ -9,6 +9,7 @@
 //! many rows a call has, so a token's bits do not depend on its neighbours.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::error::Result;
 
@@ -88,6 +89,15 @@ pub struct SampleRow {
 
 pub const NO_COUNTS: u32 = u32::MAX;
 pub const NO_TOKEN: u32 = u32::MAX;
+/// Place in the cache of a row that only fills up a step.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// Bytes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub free: usize,
+    pub total: usize,
+}
 
 /// What one draw gives. All log-probabilities are natural logarithms.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -247,10 +257,19 @@ pub trait Backend: Sized + Send + 'static {
     /// What `/metrics` and the start line call it.
     fn name(&self) -> String;
 
+    /// What a device with memory of its own has of it; `None`: the host's.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
+
     // Memory: at load only.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// The parts stacked along their rows (fused projections), as one GEMM operand.
     fn weight(&self, parts: &[Matrix<'_>]) -> Result<Self::Weight>;
+    /// Values from one row to the next where [`Backend::silu_mul`] writes rows of `width`; what lies between stays zero.
+    fn row_stride(&self, width: usize) -> usize {
+        width
+    }
     /// Bytes of one KV block of one layer.
     fn kv_block_bytes(&self, shape: HeadShape) -> usize;
     fn alloc_kv(&self, num_blocks: usize, shape: HeadShape) -> Result<Self::Kv>;
@@ -263,6 +282,10 @@ pub trait Backend: Sized + Send + 'static {
     /// `spans` index `tables` (block numbers); the plan must not be read by a step still running.
     fn plan_attention(&self, spans: &[Span], tables: &[u32], plan: &mut Self::AttentionPlan);
 
+    /// Rows to which a decode step is padded, so that few different ones are captured.
+    fn step_rows(&self, rows: usize) -> usize {
+        rows
+    }
     /// Runs a step that is always the same for `key`: a device may capture it once and replay it. The closure holds backend calls
     /// only, since host code in it would not run on replay.
     fn graphed(&self, _key: u64, step: impl FnOnce(&Self)) {
@@ -300,7 +323,8 @@ pub trait Backend: Sized + Send + 'static {
         out: &mut Self::Buf<f32>,
     );
     /// Adds the bias to `qkv[rows, qkv_width]`, turns queries and keys (pairs are `i`, `i + head_dim / 2`), writes queries
-    /// `[rows, heads, head_dim]` and puts keys and values at `slot_mapping[row]` (block · 32 + offset) of the cache.
+    /// `[rows, heads, head_dim]` and puts keys and values at `slot_mapping[row]` (block · 32 + offset) of the cache;
+    /// [`NO_SLOT`] puts them nowhere.
     fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Self::Buf<Self::Float>, kv: &mut Self::Kv);
     /// Causal attention of a step over the paged cache, scale `head_dim^-0.5`, in the one order: per segment chunks of
     /// [`ATTENTION_CHUNK`] keys from its start, within a chunk an online softmax over tiles of [`ATTENTION_TILE`], unnormalised

@@ -20,8 +20,35 @@ pub enum Command {
     Demo(DemoArgs),
     /// Measure generated tokens per second, with the split of the time
     Bench(Box<BenchArgs>),
+    /// Compare a GPU's kernels and engine with their definition on the CPU
+    Selftest(SelftestArgs),
+    /// Look after the GPU kernels that the program carries
+    #[command(subcommand)]
+    Kernels(KernelsCommand),
     /// Print the OpenAPI document
     Openapi,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// Compile every kernel and print registers and spills; needs NVRTC, no GPU
+    Check {
+        /// Architectures as NVRTC names them
+        #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_90a")]
+        arch: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct SelftestArgs {
+    #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
+    pub device: String,
+    /// Only the shapes of small models
+    #[arg(long)]
+    pub small: bool,
+    /// Folder of a model for the checks of the engine
+    #[arg(long)]
+    pub model: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -100,27 +127,33 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// auto, cpu or cuda:N
+    /// auto (a GPU if there is one), cpu or cuda:N
     #[arg(long, default_value = "auto", env = "GROUPER_DEVICE")]
     pub device: String,
-    /// Type of weights and activations [auto: float32 on the CPU]
+    /// Type of weights and activations [auto: float32 on the CPU, bfloat16 on a GPU]
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, env = "GROUPER_DTYPE")]
     pub dtype: DtypeArg,
     /// Prompt and completion together [default: the model's]
     #[arg(long, env = "GROUPER_MAX_MODEL_LEN")]
     pub max_model_len: Option<usize>,
-    /// Samples that decode at the same time
-    #[arg(long, default_value_t = 64, env = "GROUPER_MAX_NUM_SEQS")]
-    pub max_num_seqs: usize,
-    /// Tokens of one step, prompt chunks included
-    #[arg(long, default_value_t = 512, env = "GROUPER_MAX_NUM_BATCHED_TOKENS")]
-    pub max_num_batched_tokens: usize,
+    /// Samples that decode at the same time [default: 64 on the CPU, 512 on a GPU]
+    #[arg(long, env = "GROUPER_MAX_NUM_SEQS")]
+    pub max_num_seqs: Option<usize>,
+    /// Tokens of one step, prompt chunks included [default: 512 on the CPU, 8192 on a GPU]
+    #[arg(long, env = "GROUPER_MAX_NUM_BATCHED_TOKENS")]
+    pub max_num_batched_tokens: Option<usize>,
     /// KV blocks of 32 tokens
     #[arg(long, env = "GROUPER_NUM_GPU_BLOCKS_OVERRIDE", conflicts_with = "kv_cache_memory")]
     pub num_gpu_blocks_override: Option<usize>,
-    /// Bytes for the KV cache, with K, M or G behind [default: 1G]
+    /// Bytes for the KV cache, with K, M or G behind [default: 1G on the CPU, what is left on a GPU]
     #[arg(long, value_parser = parse_bytes, env = "GROUPER_KV_CACHE_MEMORY")]
     pub kv_cache_memory: Option<usize>,
+    /// Share of a GPU's memory that the server may take
+    #[arg(long, default_value_t = 0.9, env = "GROUPER_GPU_MEMORY_UTILIZATION")]
+    pub gpu_memory_utilization: f64,
+    /// Launch each kernel of a decode step by itself instead of replaying the step: slower, for finding faults
+    #[arg(long)]
+    pub enforce_eager: bool,
     /// Keep the KV of full prompt blocks for later prompts (the default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,
@@ -154,6 +187,9 @@ pub struct BenchArgs {
     /// Also run every completion as a request of its own, one after the other
     #[arg(long)]
     pub compare_single: bool,
+    /// Write prompts, completions and log-probabilities of the last run here, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
     #[command(flatten)]
     pub engine: EngineArgs,
 }

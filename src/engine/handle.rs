@@ -60,6 +60,8 @@ pub struct EngineStats {
     pub forward_ns: AtomicU64,
     pub sample_ns: AtomicU64,
     pub vision_ns: AtomicU64,
+    /// The host waiting for the device.
+    pub wait_ns: AtomicU64,
     pub finish_ns: AtomicU64,
 }
 

@@ -12,6 +12,7 @@ pub mod request;
 mod runner;
 mod scheduler;
 mod sequence;
+mod sizes;
 mod step_builder;
 mod vision_cache;
 
@@ -26,25 +27,31 @@ use std::time::Instant;
 
 use half::bf16;
 
+use crate::backends::Backend;
 use crate::backends::cpu::Cpu;
-use crate::backends::{BLOCK_SIZE, Backend};
+use crate::backends::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::config::ModelConfig;
-use handle::{Command, EngineHandle, EngineInfo, EngineStats};
-use runner::{InFlight, Runner, RunnerConfig};
-use scheduler::{Plan, Scheduler, SchedulerConfig};
+use handle::{Command, EngineHandle, EngineStats};
+use runner::{InFlight, Runner};
+use scheduler::{Plan, Scheduler};
 use sequence::Group;
+use sizes::Sizes;
 
 /// What the engine is sized by.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
+    pub device: Device,
     pub dtype: ServingDtype,
     /// Prompt and completion together; `None`: what the model and the cache allow.
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub kv_cache: KvBudget,
+    /// Share of a GPU's memory that the process may take, for [`KvBudget::Auto`].
+    pub gpu_memory_utilization: f64,
+    /// Launch every kernel of a decode step by itself, to find faults.
+    pub enforce_eager: bool,
     pub prefix_caching: bool,
     /// Steps that may be on the device while the host plans the next: 0, 1 or 2.
     pub lag: usize,
@@ -57,17 +64,28 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
+            device: Device::Cpu,
             dtype: ServingDtype::Float32,
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
             kv_cache: KvBudget::Auto,
+            gpu_memory_utilization: 0.9,
+            enforce_eager: false,
             prefix_caching: true,
             lag: 1,
             threads: None,
             max_patches: 16_384,
         }
     }
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,16 +105,26 @@ impl ServingDtype {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvBudget {
-    /// Room for every slot at a common length, at most [`AUTO_KV_BYTES`].
+    /// On a GPU what is left of its memory; else room for every slot at a common length, within bounds.
     Auto,
     Bytes(usize),
     Blocks(usize),
 }
 
-/// What the cache takes at most when nobody says.
-const AUTO_KV_BYTES: usize = 1 << 30;
-/// Tokens a slot gets when nobody says how large the cache is.
-const AUTO_SLOT_TOKENS: usize = 4096;
+/// Loads a model folder and serves it where the configuration says.
+///
+/// # Errors
+///
+/// A device that can't be used, a folder that can't be served, and sizes that do not fit.
+pub fn start_on_device(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
+    match config.device {
+        Device::Cpu => start_cpu(folder, config),
+        Device::Cuda(_) if config.dtype != ServingDtype::Bfloat16 => {
+            Err(Error::Setup(format!("a GPU serves bfloat16, not {}", config.dtype.name())))
+        }
+        Device::Cuda(ordinal) => start(Cuda::new(ordinal, !config.enforce_eager)?, folder, config),
+    }
+}
 
 /// Loads a model folder and serves it on the CPU. Dropping the returned thread does not stop it: see [`EngineHandle::shutdown`].
 pub fn start_cpu(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
@@ -111,11 +139,18 @@ pub fn start_cpu(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, 
 pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
     let model = Model::load(&backend, folder)?;
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
-    let sizes = Sizes::new(&model.config, config, block_bytes)?;
+    let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
     let stats = Arc::new(EngineStats::default());
-    let info = sizes.info(&model.config, config, backend.name());
+    let mut info = sizes.info(&model.config, config, backend.name());
+    let runner_config = sizes.runner(config, |rows| backend.step_rows(rows));
+    let mut runner = Runner::new(backend, model, &runner_config, stats.clone())?;
+    if let Some(memory) = runner.memory() {
+        // Everything else is there; the cache takes what is left.
+        sizes.settle(memory, config, block_bytes)?;
+        info = sizes.info_of_cache(info);
+    }
+    runner.alloc_cache(sizes.num_blocks)?;
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
-    let runner = Runner::new(backend, model, &sizes.runner(config), stats.clone())?;
     let (sender, commands) = channel();
     let engine = Engine { runner, scheduler, commands, in_flight: VecDeque::new(), lag: config.lag, stats: stats.clone(), draining: false };
     let thread = std::thread::Builder::new()
@@ -123,98 +158,6 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         .spawn(move || engine.run())
         .map_err(|e| Error::Setup(format!("the engine thread did not start: {e}")))?;
     Ok((EngineHandle { commands: sender, info: Arc::new(info), stats, next_id: Arc::new(AtomicU64::new(0)) }, thread))
-}
-
-/// Capacities that follow from the model and the settings.
-struct Sizes {
-    num_blocks: usize,
-    max_model_len: usize,
-    max_patches: usize,
-    vision_rows: usize,
-    merge_unit: usize,
-}
-
-impl Sizes {
-    fn new(model: &ModelConfig, config: &EngineConfig, block_bytes: usize) -> Result<Self> {
-        let num_blocks = match config.kv_cache {
-            KvBudget::Blocks(n) => n,
-            KvBudget::Bytes(bytes) => bytes / block_bytes,
-            KvBudget::Auto => {
-                let slot = config.max_model_len.unwrap_or(model.max_position_embeddings).min(AUTO_SLOT_TOKENS);
-                // One sequence of the length that was asked for fits in any case.
-                let least = config.max_model_len.unwrap_or(0).div_ceil(BLOCK_SIZE);
-                (config.max_num_seqs * slot.div_ceil(BLOCK_SIZE)).min(AUTO_KV_BYTES / block_bytes).max(least) + 2
-            }
-        };
-        // A prompt and a completion each round up to whole blocks, so the longest sequence wastes less than two.
-        let fits = num_blocks.saturating_sub(2) * BLOCK_SIZE;
-        let wanted = config.max_model_len.unwrap_or(model.max_position_embeddings.min(fits));
-        if wanted > model.max_position_embeddings {
-            return Err(Error::Setup(format!("--max-model-len {wanted}: the model's context is {}", model.max_position_embeddings)));
-        }
-        if wanted < 2 || wanted > fits {
-            let bytes = block_bytes * (wanted.div_ceil(BLOCK_SIZE) + 2);
-            return Err(Error::Setup(format!(
-                "a context of {wanted} tokens needs {} KV blocks ({bytes} bytes), the cache has {num_blocks}: lower --max-model-len or raise --kv-cache-memory",
-                wanted.div_ceil(BLOCK_SIZE) + 2
-            )));
-        }
-        let merge_unit = model.vision.as_ref().map_or(1, |v| v.merge_unit());
-        let max_patches = if model.vision.is_some() { config.max_patches.min(wanted * merge_unit) / merge_unit * merge_unit } else { 0 };
-        // Every prompt's media fit at once, and what is left keeps images that are shown again.
-        let vision_rows = if model.vision.is_some() { 2 * wanted.next_multiple_of(32) } else { 0 };
-        Ok(Sizes { num_blocks, max_model_len: wanted, max_patches, vision_rows, merge_unit })
-    }
-
-    fn info(&self, model: &ModelConfig, config: &EngineConfig, device: String) -> EngineInfo {
-        EngineInfo {
-            device,
-            dtype: config.dtype.name(),
-            vocab_size: model.vocab_size,
-            max_model_len: self.max_model_len,
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: rows(config),
-            num_blocks: self.num_blocks,
-            max_patches: self.max_patches,
-            max_media_tokens: self.vision_rows,
-            merge_unit: self.merge_unit,
-        }
-    }
-
-    fn scheduler(&self, config: &EngineConfig) -> SchedulerConfig {
-        SchedulerConfig {
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: rows(config),
-            num_blocks: self.num_blocks,
-            counts_rows: counts_rows(config),
-            prefix_caching: config.prefix_caching,
-            vision_rows: self.vision_rows,
-            merge_unit: self.merge_unit,
-        }
-    }
-
-    fn runner(&self, config: &EngineConfig) -> RunnerConfig {
-        // A step names each prompt table once and each sample's own; together they hold no more than this.
-        let tables = 2 * (config.max_num_seqs + 1) * (self.max_model_len.div_ceil(BLOCK_SIZE) + 1);
-        RunnerConfig {
-            max_rows: rows(config),
-            max_draws: config.max_num_seqs,
-            num_blocks: self.num_blocks,
-            counts_rows: counts_rows(config),
-            max_table: tables,
-            max_patches: self.max_patches,
-            vision_rows: self.vision_rows,
-        }
-    }
-}
-
-fn rows(config: &EngineConfig) -> usize {
-    config.max_num_batched_tokens.max(config.max_num_seqs)
-}
-
-/// Presence and frequency penalties are for chat: a bounded number of samples at once may have them.
-fn counts_rows(config: &EngineConfig) -> usize {
-    config.max_num_seqs.min(64)
 }
 
 struct Engine<B: Backend> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::handle::GroupId;
 use super::request::PolicyVersion;
-use crate::backends::{NO_TOKEN, SampleRow, Span};
+use crate::backends::{NO_COUNTS, NO_SLOT, NO_TOKEN, SampleRow, Span};
 use crate::model::input::MediaInput;
 
 /// A sample of a group.
@@ -62,6 +62,32 @@ impl StepPlan {
         self.token_ids.is_empty()
     }
 
+    /// Whether every row is drawn from, and by itself: then the step is the same for every plan with as many rows.
+    pub fn is_decode(&self) -> bool {
+        let rows = self.num_rows();
+        self.features.is_empty()
+            && self.draws.len() == rows
+            && self.logits_index.len() == rows
+            && self.logits_index.iter().enumerate().all(|(i, row)| i == *row as usize)
+    }
+
+    /// Fills a decode step up with rows that leave nothing behind but `spare_slot`'s token.
+    pub fn pad(&mut self, rows: usize, spare_slot: u32) {
+        for row in self.num_rows() as u32..rows as u32 {
+            self.push_known(0, [0; 3], NO_SLOT);
+            self.logits_index.push(row);
+            self.draws.push(SampleRow {
+                logits_row: row,
+                slot: spare_slot,
+                top_p: 1.0,
+                repetition_penalty: 1.0,
+                counts_row: NO_COUNTS,
+                forced: NO_TOKEN,
+                ..Default::default()
+            });
+        }
+    }
+
     pub fn push_known(&mut self, token: u32, position: [i32; 3], kv_slot: u32) {
         self.push(token, NO_TOKEN, position, kv_slot);
     }
@@ -89,5 +115,29 @@ impl StepPlan {
     pub fn push_logits(&mut self, row: usize) -> u32 {
         self.logits_index.push(row as u32);
         self.logits_index.len() as u32 - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_padded_decode_step_is_one_still() {
+        let mut plan = StepPlan::default();
+        plan.push_from_slot(3, [7; 3], 64);
+        plan.push_from_slot(1, [9; 3], 96);
+        plan.draws = vec![SampleRow { slot: 3, ..Default::default() }, SampleRow { slot: 1, logits_row: 1, ..Default::default() }];
+        assert!(!plan.is_decode());
+        plan.push_logits(0);
+        plan.push_logits(1);
+        assert!(plan.is_decode());
+        plan.pad(4, 8);
+        assert!(plan.is_decode());
+        assert_eq!((plan.num_rows(), plan.logits_index.as_slice()), (4, [0, 1, 2, 3].as_slice()));
+        assert_eq!(plan.slot_mapping[2..], [NO_SLOT; 2]);
+        assert!(plan.draws[2..].iter().all(|draw| draw.slot == 8 && draw.temperature == 0.0));
+        plan.features.push([0, 0]);
+        assert!(!plan.is_decode());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
-use crate::backends::{Backend, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
+use crate::backends::{Backend, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
@@ -18,7 +18,8 @@ use crate::model::input::MediaInput;
 pub struct RunnerConfig {
     pub max_rows: usize,
     pub max_draws: usize,
-    pub num_blocks: usize,
+    /// Samples that run at once; rows that only fill up a step have one more slot.
+    pub num_slots: usize,
     pub counts_rows: usize,
     /// Entries of the flat list of block tables.
     pub max_table: usize,
@@ -37,6 +38,7 @@ pub struct Runner<B: Backend> {
     step: StepBuffers<B>,
     sampled: B::Buf<Sampled>,
     max_patches: usize,
+    spare_slot: u32,
     stats: Arc<EngineStats>,
 }
 
@@ -66,10 +68,10 @@ pub struct InFlight<B: Backend> {
 }
 
 impl<B: Backend> Runner<B> {
+    /// Everything but the cache, which comes last.
     pub fn new(backend: B, model: Model<B>, config: &RunnerConfig, stats: Arc<EngineStats>) -> Result<Self> {
         let b = &backend;
         let shape = model.decoder.shape();
-        let kv = (0..model.decoder.num_layers()).map(|_| b.alloc_kv(config.num_blocks, shape)).collect::<Result<_>>()?;
         let vision = match &model.vision {
             Some(tower) => Some(Vision { act: VisionActivations::new(b, tower.config(), config.max_patches)? }),
             None => None,
@@ -88,50 +90,76 @@ impl<B: Backend> Runner<B> {
             bias_values: b.alloc(config.max_draws * MAX_BIASED_IDS)?,
         };
         Ok(Runner {
-            kv,
+            kv: Vec::new(),
             act: Activations::new(b, &model.config, config.max_rows, config.max_draws)?,
             vision,
             features: b.alloc(config.vision_rows * model.config.hidden_size)?,
-            sampler: SamplerState::new(b, config.max_draws, config.counts_rows, model.config.vocab_size)?,
+            sampler: SamplerState::new(b, config.num_slots + 1, config.counts_rows, model.config.vocab_size)?,
             step,
             sampled: b.alloc(config.max_draws)?,
             max_patches: config.max_patches,
+            spare_slot: config.num_slots as u32,
             model,
             stats,
             backend,
         })
     }
 
+    /// What is left of the device's memory; `None` where that is the host's.
+    pub fn memory(&self) -> Option<Memory> {
+        self.backend.memory()
+    }
+
+    pub fn alloc_cache(&mut self, num_blocks: usize) -> Result<()> {
+        let (b, shape) = (&self.backend, self.model.decoder.shape());
+        self.kv = (0..self.model.decoder.num_layers()).map(|_| b.alloc_kv(num_blocks, shape)).collect::<Result<_>>()?;
+        Ok(())
+    }
+
     /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.
-    pub fn submit(&mut self, plan: Box<StepPlan>) -> InFlight<B> {
+    pub fn submit(&mut self, mut plan: Box<StepPlan>) -> InFlight<B> {
         self.encode(&plan);
         let started = Instant::now();
+        let num_draws = plan.draws.len();
+        let decode = plan.is_decode();
+        if decode {
+            plan.pad(self.backend.step_rows(plan.num_rows()), self.spare_slot);
+        }
         self.upload(&plan);
         let uploaded = Instant::now();
         for reset in &plan.resets {
             self.backend.reset_slot(&mut self.sampler, reset.slot, reset.counts_row, &reset.prompt, &reset.completion);
         }
-        let (b, step) = (&self.backend, &self.step);
-        let inputs = DecoderStep {
-            source: TokenSource { ids: &step.token_ids, slots: &step.token_slots, last_tokens: &self.sampler.last_tokens },
-            positions: &step.positions,
-            slot_mapping: &step.slot_mapping,
-            plan: &step.plan,
-            rows: plan.num_rows(),
-            features: &self.features,
-            feature_pairs: &step.feature_pairs,
-            num_features: plan.features.len(),
-            logits_index: &step.logits_index,
-            num_logits: plan.logits_index.len(),
+        let mut forwarded = None;
+        let Runner { backend, model, kv, act, features, sampler, step, sampled, .. } = self;
+        // A replayed step runs none of this: what it reads is in buffers, what it was captured with is the same for its key.
+        let mut run = |b: &B| {
+            let inputs = DecoderStep {
+                source: TokenSource { ids: &step.token_ids, slots: &step.token_slots, last_tokens: &sampler.last_tokens },
+                positions: &step.positions,
+                slot_mapping: &step.slot_mapping,
+                plan: &step.plan,
+                rows: plan.num_rows(),
+                features,
+                feature_pairs: &step.feature_pairs,
+                num_features: plan.features.len(),
+                logits_index: &step.logits_index,
+                num_logits: plan.logits_index.len(),
+            };
+            model.decoder.forward(b, &inputs, kv, act);
+            forwarded = Some(Instant::now());
+            if !plan.draws.is_empty() {
+                let inputs =
+                    SampleInputs { rows: &step.draws, banned: &step.banned, bias_ids: &step.bias_ids, bias_values: &step.bias_values };
+                b.sample(&act.logits, inputs, plan.draws.len(), sampler, sampled);
+            }
         };
-        self.model.decoder.forward(b, &inputs, &mut self.kv, &mut self.act);
-        let forwarded = Instant::now();
-        let num_draws = plan.draws.len();
-        if num_draws > 0 {
-            let inputs = SampleInputs { rows: &step.draws, banned: &step.banned, bias_ids: &step.bias_ids, bias_values: &step.bias_values };
-            b.sample(&self.act.logits, inputs, num_draws, &mut self.sampler, &mut self.sampled);
+        match decode {
+            true => backend.graphed(plan.num_rows() as u64, run),
+            false => run(backend),
         }
-        let ticket = b.submit(&self.sampled, num_draws);
+        let ticket = self.backend.submit(&self.sampled, num_draws);
+        let forwarded = forwarded.unwrap_or_else(Instant::now);
         self.stats.plan_ns.fetch_add((uploaded - started).as_nanos() as u64, Relaxed);
         self.stats.forward_ns.fetch_add((forwarded - uploaded).as_nanos() as u64, Relaxed);
         self.stats.sample_ns.fetch_add(forwarded.elapsed().as_nanos() as u64, Relaxed);
@@ -140,7 +168,10 @@ impl<B: Backend> Runner<B> {
 
     /// Waits for a step and returns its draws, in the order of its plan.
     pub fn wait(&self, step: InFlight<B>) -> (Box<StepPlan>, Vec<Sampled>) {
-        (step.plan, self.backend.wait(step.ticket))
+        let waiting = Instant::now();
+        let sampled = self.backend.wait(step.ticket);
+        self.stats.wait_ns.fetch_add(waiting.elapsed().as_nanos() as u64, Relaxed);
+        (step.plan, sampled)
     }
 
     fn upload(&mut self, plan: &StepPlan) {

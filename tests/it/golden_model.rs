@@ -18,11 +18,11 @@ use serde_json::Value;
 use crate::formula;
 use crate::golden::{self, assert_close, floats, ids, max_diff};
 
-fn folder(name: &str) -> PathBuf {
+pub fn folder(name: &str) -> PathBuf {
     if name == "mini-vl" { formula::mini_vl() } else { golden::model(name) }
 }
 
-fn download<B: Backend>(b: &B, buffer: &B::Buf<f32>, len: usize) -> Vec<f32> {
+pub fn download<B: Backend>(b: &B, buffer: &B::Buf<f32>, len: usize) -> Vec<f32> {
     let mut values = vec![0.0; len];
     b.download(buffer, &mut values);
     values
@@ -57,7 +57,7 @@ fn vision_case(file: &str, media: &[&MediaInput], model_name: &str, blocks: bool
     assert_close(&format!("{file}: merged"), &download(&b, &features, tokens * config.out_hidden_size), &golden["merged"].1, 1e-4);
 }
 
-fn image(pixels: &str) -> MediaInput {
+pub fn image(pixels: &str) -> MediaInput {
     let (_, grid) = golden::tensors(pixels).remove("grid_thw").unwrap();
     golden::medium(MediaKind::Image, pixels, [grid[0] as usize, grid[1] as usize, grid[2] as usize], 1.0)
 }
@@ -72,21 +72,21 @@ fn vision_tower() {
 }
 
 /// A prompt and given completion tokens in one pass over one sequence.
-struct Teacher<B: Backend> {
+pub struct Teacher<B: Backend> {
     b: B,
-    model: Model<B>,
-    sampled: Vec<Sampled>,
+    pub model: Model<B>,
+    pub sampled: Vec<Sampled>,
     logits: Vec<f32>,
 }
 
 impl<B: Backend> Teacher<B> {
-    fn new(b: B, name: &str) -> Self {
+    pub fn new(b: B, name: &str) -> Self {
         let model = Model::load(&b, &folder(name)).unwrap();
         Teacher { b, model, sampled: Vec::new(), logits: Vec::new() }
     }
 
     /// Logits of every prompt position, and the draws' figures for `completion` at `temperature`.
-    fn run(&mut self, prompt: &PromptInput, completion: &[u32], temperature: f32) {
+    pub fn run(&mut self, prompt: &PromptInput, completion: &[u32], temperature: f32) {
         let (b, model) = (&self.b, &self.model);
         let (p, c) = (prompt.token_ids.len(), completion.len());
         let rows = p + c;
@@ -183,7 +183,7 @@ impl<B: Backend> Teacher<B> {
     }
 }
 
-fn greedy_case(id: &str) -> Value {
+pub fn greedy_case(id: &str) -> Value {
     golden::cases("greedy").into_iter().find(|c| c["id"] == id).unwrap_or_else(|| panic!("no case {id}"))
 }
 

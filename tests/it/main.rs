@@ -8,6 +8,7 @@ mod api_lifecycle;
 mod api_openai;
 mod checkpoint;
 mod common;
+mod cuda;
 mod engine;
 mod formula;
 mod golden;

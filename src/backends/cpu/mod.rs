@@ -18,7 +18,7 @@ use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use super::{
-    Backend, Element, HeadShape, Matrix, NO_COUNTS, NO_TOKEN, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
+    Backend, Element, HeadShape, Matrix, NO_COUNTS, NO_SLOT, NO_TOKEN, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
     SegmentAttention, Span, Store, TokenSource,
 };
 use crate::error::Result;
@@ -140,7 +140,7 @@ impl<T: Float> Backend for Cpu<T> {
         let RopeQkv { qkv, bias, rope, slot_mapping, shape, rows } = args;
         let (dim, width, q_width) = (shape.head_dim, shape.qkv_width(), shape.q_width());
         elementwise::rotate_heads(&self.threads, (&qkv.0, &bias.0, &rope.0), (width, 0), shape, &mut q.0[..rows * q_width]);
-        for (row, slot) in slot_mapping.0[..rows].iter().enumerate() {
+        for (row, slot) in slot_mapping.0[..rows].iter().enumerate().filter(|(_, slot)| **slot != NO_SLOT) {
             let qkv = &qkv.0[row * width..][..width];
             for head in 0..shape.num_kv_heads {
                 let key = q_width + head * dim;

@@ -1,0 +1,521 @@
+// Causal attention of a step over the paged cache: prefill, decode and recompute in one order, so that a row has the same bits in each.
+//
+// The order, for one query (a row and a head), scores and LSE in units of log2 (scale · log2 e is one factor):
+//   1. score = (q · k) · scale, the product as mma steps of 16 dimensions, ascending.
+//   2. Keys of a segment (prompt, completion) are cut from its start into chunks of 256, those into tiles of 64. A chunk starts with
+//      m = -inf, l = 0, O = 0. A tile does m' = max(m, scores), α = 2^(m - m'), p = 2^(score - m') (0 for masked keys),
+//      l = fma(l, α, Σp), O = α · O, then O += bf16(p) · v as mma steps of 16 keys, ascending. Σp = (s0 + s1) + (s2 + s3) over sixteens of
+//      keys, each a butterfly over four lanes of ((p[2t] + p[2t+1]) + (p[2t+8] + p[2t+9])).
+//   3. A chunk gives O · (1 / l) and L = m + log2 l. Chunks merge in ascending order, prompt first: M = max(L, Lc), a = 2^(L - M),
+//      b = 2^(Lc - M), O = fma(a, O, b · Oc) · (1 / (a + b)), L = M + log2(a + b).
+// A tile in which a row sees nothing changes none of its numbers, and an element of an mma result depends on its own row and column only, so
+// neither the other rows of an item nor its kind (wide or narrow, direct or split) matter.
+//
+// Decomposition: a persistent grid walks (item, kv head) pairs; an item is up to 64 (wide) or 16 (narrow) rows of queries (row of the step
+// × query heads of the kv head) and the keys they see. Prefix items carry all rows of a group, so that a prompt is read once per group;
+// suffix items the rows of one sequence. Four warps share a tile: for the scores each takes 16 of its 64 keys, for the output each takes a
+// quarter of the dimensions; weights and row maxima pass through shared memory. The next tile (of the next item too) is on its way by
+// 16-byte cp.async while one is computed.
+// Bytes moved: keys and values of each item once (4 · D bytes a key and kv head), O and LSE of split items once out and once in.
+#include "common.cuh"
+
+struct AttentionItem {
+    u32 first_entry, num_entries, prompt_table, prompt_keys, own_table, own_keys, unused0, unused1;
+};
+static_assert(sizeof(AttentionItem) == 32, "AttentionItem");
+
+struct AttentionEntry {
+    u32 row, prompt_keys, own_keys, partial;
+};
+static_assert(sizeof(AttentionEntry) == 16, "AttentionEntry");
+
+struct AttentionCombine {
+    u32 row, first_partial, num_partials, unused;
+};
+static_assert(sizeof(AttentionCombine) == 16, "AttentionCombine");
+
+constexpr u32 THREADS = 128;
+constexpr u32 WARPS = 4;
+constexpr u32 TILE = ATTENTION_TILE;
+constexpr u32 TILES_A_CHUNK = ATTENTION_CHUNK / ATTENTION_TILE;
+
+// ---- merging chunks; every rounding is spelled out, since both users must give the same bits
+
+struct Merge {
+    f32 a, b, inverse, lse;
+};
+
+__device__ __forceinline__ Merge merge_weights(f32 lse, f32 chunk_lse) {
+    f32 most = fmaxf(lse, chunk_lse);
+    f32 a = exp2_fast(__fsub_rn(lse, most));
+    f32 b = exp2_fast(__fsub_rn(chunk_lse, most));
+    f32 sum = __fadd_rn(a, b);
+    return Merge{a, b, __frcp_rn(sum), __fadd_rn(most, log2f(sum))};
+}
+
+__device__ __forceinline__ f32 merge_value(const Merge& m, f32 o, f32 chunk_o) {
+    return __fmul_rn(__fmaf_rn(m.a, o, __fmul_rn(m.b, chunk_o)), m.inverse);
+}
+
+// ---- items
+
+struct Args {
+    const u16* q;
+    const u16* kv;
+    const AttentionItem* items;
+    const AttentionEntry* entries;
+    const u32* tables;
+    u32 num_heads, num_kv_heads, head_dim, shared, num_work;
+    f32 scale;
+    u16* out;
+    f32* partial_o;
+    f32* partial_lse;
+};
+
+// A place in the walk over tiles: which item and kv head, which of its tiles.
+struct Cursor {
+    u32 work, head, first_entry, num_rows;
+    u32 prompt_table, prompt_keys, own_table, own_keys;
+    u32 prompt_tiles, tiles, tile;
+    // Of this tile: its blocks and how many keys it has.
+    u32 block0, block1, keys;
+
+    __device__ __forceinline__ bool valid(const Args& args) const { return work < args.num_work; }
+
+    __device__ __forceinline__ void load_item(const Args& args) {
+        const uint4* item = reinterpret_cast<const uint4*>(args.items + work / args.num_kv_heads);
+        uint4 x = item[0], y = item[1];
+        head = work % args.num_kv_heads;
+        first_entry = x.x;
+        num_rows = x.y * args.shared;
+        prompt_table = x.z;
+        prompt_keys = x.w;
+        own_table = y.x;
+        own_keys = y.y;
+        prompt_tiles = cdiv(prompt_keys, TILE);
+        tiles = prompt_tiles + cdiv(own_keys, TILE);
+        tile = 0;
+    }
+
+    __device__ __forceinline__ bool in_prompt() const { return tile < prompt_tiles; }
+    // Tile of its segment.
+    __device__ __forceinline__ u32 segment_tile() const { return in_prompt() ? tile : tile - prompt_tiles; }
+    __device__ __forceinline__ u32 segment_keys() const { return in_prompt() ? prompt_keys : own_keys; }
+
+    __device__ __forceinline__ void load_blocks(const Args& args) {
+        u32 i = segment_tile();
+        const u32* table = args.tables + (in_prompt() ? prompt_table : own_table) + 2 * i;
+        keys = min_u32(TILE, segment_keys() - TILE * i);
+        block0 = table[0];
+        block1 = keys > BLOCK_SIZE ? table[1] : block0;
+    }
+
+    __device__ __forceinline__ void start(const Args& args) {
+        work = blockIdx.x;
+        if (valid(args)) {
+            load_item(args);
+            load_blocks(args);
+        }
+    }
+
+    __device__ __forceinline__ void advance(const Args& args) {
+        tile++;
+        if (tile == tiles) {
+            work += gridDim.x;
+            if (!valid(args)) return;
+            load_item(args);
+        }
+        load_blocks(args);
+    }
+};
+
+// ---- shared memory
+
+template <u32 DP, u32 MT>
+struct Smem {
+    static constexpr u32 ROWS = 16 * MT;
+    static constexpr u32 KEYS = TILE * Tile<DP>::ROW;
+    static constexpr u32 STAGE = 2 * KEYS;
+    static constexpr u32 Q = 2 * STAGE;
+    static constexpr u32 P = Q + ROWS * Tile<DP>::ROW;
+    static constexpr u32 MAX = P + ROWS * Tile<TILE>::ROW;
+    static constexpr u32 SUM = MAX + WARPS * ROWS * 4;
+};
+
+template <u32 DP>
+__device__ __forceinline__ void load_keys_and_values(const Args& args, const Cursor& c, u32 stage) {
+    constexpr u32 PIECES = DP / 8;
+    static_assert(TILE * PIECES % THREADS == 0, "whole rounds");
+    u64 side = (u64)args.num_kv_heads * BLOCK_SIZE * DP;
+    const u16* head = args.kv + (u64)c.head * BLOCK_SIZE * DP;
+    const u16* first = head + (u64)c.block0 * 2 * side;
+    const u16* second = head + (u64)c.block1 * 2 * side;
+#pragma unroll
+    for (u32 j = 0; j < TILE * PIECES / THREADS; j++) {
+        u32 i = threadIdx.x + j * THREADS;
+        u32 row = i / PIECES, piece = i % PIECES;
+        const u16* src = (row < BLOCK_SIZE ? first : second) + (row % BLOCK_SIZE) * DP + piece * 8;
+        u32 bytes = row < c.keys ? 16 : 0;
+        u32 dst = stage + Tile<DP>::at(row, piece);
+        cp_async16(dst, src, bytes);
+        cp_async16(dst + TILE * Tile<DP>::ROW, src + side, bytes);
+    }
+}
+
+template <u32 DP, u32 MT>
+__device__ __forceinline__ void load_queries(const Args& args, const Cursor& c, u8* smem) {
+    constexpr u32 PIECES = DP / 8;
+    constexpr u32 COUNT = 16 * MT * PIECES;
+#pragma unroll
+    for (u32 j = 0; j < (COUNT + THREADS - 1) / THREADS; j++) {
+        u32 i = threadIdx.x + j * THREADS;
+        if (COUNT % THREADS != 0 && i >= COUNT) break;
+        u32 row = i / PIECES, piece = i % PIECES;
+        bool used = row < c.num_rows && piece * 8 < args.head_dim;
+        const u16* src = args.q;
+        if (used) {
+            u32 entry = row / args.shared;
+            u32 head = c.head * args.shared + row - entry * args.shared;
+            src += ((u64)args.entries[c.first_entry + entry].row * args.num_heads + head) * args.head_dim + piece * 8;
+        }
+        u8* dst = smem + Smem<DP, MT>::Q + Tile<DP>::at(row, piece);
+        if (args.head_dim % 8 == 0) {
+            cp_async16(smem_u32(dst), src, used ? 16 : 0);
+        } else {
+#pragma unroll
+            for (u32 d = 0; d < 8; d++) reinterpret_cast<u16*>(dst)[d] = used && piece * 8 + d < args.head_dim ? src[d] : (u16)0;
+        }
+    }
+}
+
+template <u32 DP, u32 MT>
+__device__ __forceinline__ void attend(const Args& args) {
+    using S = Smem<DP, MT>;
+    constexpr u32 K_STEPS = DP / 16;
+    // Eights of dimensions that a warp has, and all of them.
+    constexpr u32 EIGHTS = DP / 8;
+    constexpr u32 OWN = (EIGHTS + WARPS - 1) / WARPS;
+
+    extern __shared__ __align__(128) u8 smem[];
+    const u32 base = smem_u32(smem);
+    f32* row_max = reinterpret_cast<f32*>(smem + S::MAX);
+    f32* row_sum = reinterpret_cast<f32*>(smem + S::SUM);
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 g = lane / 4, t = lane % 4;
+    const f32 scale = args.scale * LOG2_E;
+
+    // Lane addresses of ldmatrix within a tile: rows of A, keys of K (two eights), keys of V.
+    const u32 a_row = lane % 16, a_piece = lane / 16;
+    const u32 k_row = 16 * warp + lane / 16 * 8 + lane % 8, k_piece = lane / 8 % 2;
+
+    Cursor next;
+    next.start(args);
+    if (!next.valid(args)) return;
+    u32 stage = 0;
+    load_keys_and_values<DP>(args, next, base);
+    load_queries<DP, MT>(args, next, smem);
+    cp_async_commit();
+    Cursor cur = next;
+    next.advance(args);
+
+    u32 q_kept[MT == 1 ? K_STEPS : 1][4];
+    u32 seen[MT][2];
+    f32 m[MT][2], l[MT][2], o[MT][OWN][4];
+    f32 total_lse[MT][2], total[MT][OWN][4];
+
+    while (true) {
+        const u32 tile = cur.segment_tile();
+        if (tile % TILES_A_CHUNK == 0) {
+#pragma unroll
+            for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+                for (u32 h = 0; h < 2; h++) {
+                    u32 row = 16 * mt + g + 8 * h;
+                    seen[mt][h] = 0;
+                    if (row < cur.num_rows) {
+                        const AttentionEntry* entry = args.entries + cur.first_entry + row / args.shared;
+                        seen[mt][h] = cur.in_prompt() ? entry->prompt_keys : entry->own_keys;
+                    }
+                    m[mt][h] = neg_inf();
+                    l[mt][h] = 0.0f;
+                    if (cur.tile == 0) total_lse[mt][h] = neg_inf();
+                }
+#pragma unroll
+                for (u32 j = 0; j < OWN; j++) {
+#pragma unroll
+                    for (u32 e = 0; e < 4; e++) {
+                        o[mt][j][e] = 0.0f;
+                        if (cur.tile == 0) total[mt][j][e] = 0.0f;
+                    }
+                }
+            }
+        }
+
+        cp_async_wait_all();
+        __syncthreads();
+        const u32 keys_at = base + stage * S::STAGE;
+        const u32 values_at = keys_at + S::KEYS;
+        if (next.valid(args)) load_keys_and_values<DP>(args, next, base + (stage ^ 1) * S::STAGE);
+        if constexpr (MT == 1) {
+            if (cur.tile == 0) {
+#pragma unroll
+                for (u32 k = 0; k < K_STEPS; k++) ldmatrix_x4(q_kept[k], base + S::Q + Tile<DP>::at(a_row, 2 * k + a_piece));
+            }
+        }
+
+        // Scores of this warp's sixteen keys.
+        f32 s[MT][2][4];
+#pragma unroll
+        for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+            for (u32 e = 0; e < 8; e++) s[mt][e / 4][e % 4] = 0.0f;
+        }
+#pragma unroll
+        for (u32 k = 0; k < K_STEPS; k++) {
+            u32 b[4];
+            ldmatrix_x4(b, keys_at + Tile<DP>::at(k_row, 2 * k + k_piece));
+#pragma unroll
+            for (u32 mt = 0; mt < MT; mt++) {
+                if constexpr (MT == 1) {
+                    mma(s[mt][0], q_kept[k], b[0], b[1]);
+                    mma(s[mt][1], q_kept[k], b[2], b[3]);
+                } else {
+                    u32 a[4];
+                    ldmatrix_x4(a, base + S::Q + Tile<DP>::at(16 * mt + a_row, 2 * k + a_piece));
+                    mma(s[mt][0], a, b[0], b[1]);
+                    mma(s[mt][1], a, b[2], b[3]);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+            for (u32 h = 0; h < 2; h++) {
+                u32 visible = minus(seen[mt][h], TILE * tile);
+                f32 most = neg_inf();
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) {
+                    u32 key = 16 * warp + 8 * (e / 2) + 2 * t + e % 2;
+                    f32& x = s[mt][e / 2][2 * h + e % 2];
+                    x = key < visible ? __fmul_rn(x, scale) : neg_inf();
+                    most = fmaxf(most, x);
+                }
+                most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
+                if (t == 0) row_max[warp * S::ROWS + 16 * mt + g + 8 * h] = most;
+            }
+        }
+        __syncthreads();
+        // All have read this item's queries by now.
+        if (next.valid(args) && next.tile == 0) load_queries<DP, MT>(args, next, smem);
+        cp_async_commit();
+
+        f32 alpha[MT][2];
+#pragma unroll
+        for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+            for (u32 h = 0; h < 2; h++) {
+                u32 row = 16 * mt + g + 8 * h;
+                f32 most = m[mt][h];
+#pragma unroll
+                for (u32 w = 0; w < WARPS; w++) most = fmaxf(most, row_max[w * S::ROWS + row]);
+                // A row that has seen nothing yet keeps -inf, and all its weights are 2^-inf.
+                f32 from = most == neg_inf() ? 0.0f : most;
+                alpha[mt][h] = exp2_fast(__fsub_rn(m[mt][h], from));
+                m[mt][h] = most;
+                f32 p[4];
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) p[e] = exp2_fast(__fsub_rn(s[mt][e / 2][2 * h + e % 2], from));
+                f32 sum = (p[0] + p[1]) + (p[2] + p[3]);
+                sum += __shfl_xor_sync(FULL, sum, 1);
+                sum += __shfl_xor_sync(FULL, sum, 2);
+                if (t == 0) row_sum[warp * S::ROWS + row] = sum;
+                u8* weights = smem + S::P + 4 * t;
+                *reinterpret_cast<u32*>(weights + Tile<TILE>::at(row, 2 * warp)) = f2bf2(p[0], p[1]);
+                *reinterpret_cast<u32*>(weights + Tile<TILE>::at(row, 2 * warp + 1)) = f2bf2(p[2], p[3]);
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+            for (u32 h = 0; h < 2; h++) {
+                const f32* sums = row_sum + 16 * mt + g + 8 * h;
+                f32 sum = (sums[0] + sums[S::ROWS]) + (sums[2 * S::ROWS] + sums[3 * S::ROWS]);
+                l[mt][h] = fmaf(l[mt][h], alpha[mt][h], sum);
+#pragma unroll
+                for (u32 j = 0; j < OWN; j++) {
+                    o[mt][j][2 * h] *= alpha[mt][h];
+                    o[mt][j][2 * h + 1] *= alpha[mt][h];
+                }
+            }
+        }
+        // O += P · V, this warp's dimensions.
+        if constexpr (OWN % 2 == 0) {
+#pragma unroll
+            for (u32 k = 0; k < TILE / 16; k++) {
+                u32 a[MT][4];
+#pragma unroll
+                for (u32 mt = 0; mt < MT; mt++) ldmatrix_x4(a[mt], base + S::P + Tile<TILE>::at(16 * mt + a_row, 2 * k + a_piece));
+#pragma unroll
+                for (u32 j = 0; j < OWN; j += 2) {
+                    // Keys 0..8 and 8..16 of the step for one eight of dimensions, then for the next.
+                    u32 b[4];
+                    ldmatrix_x4_trans(b, values_at + Tile<DP>::at(16 * k + lane % 16, warp * OWN + j + lane / 16));
+#pragma unroll
+                    for (u32 mt = 0; mt < MT; mt++) {
+                        mma(o[mt][j], a[mt], b[0], b[1]);
+                        mma(o[mt][j + 1], a[mt], b[2], b[3]);
+                    }
+                }
+            }
+        } else {
+            static_assert(OWN == 1, "one eight of dimensions a warp");
+            if (warp < EIGHTS) {
+#pragma unroll
+                for (u32 half = 0; half < TILE / 32; half++) {
+                    u32 b[4];
+                    ldmatrix_x4_trans(b, values_at + Tile<DP>::at(32 * half + lane, warp));
+#pragma unroll
+                    for (u32 mt = 0; mt < MT; mt++) {
+                        u32 a[4];
+                        ldmatrix_x4(a, base + S::P + Tile<TILE>::at(16 * mt + a_row, 4 * half + a_piece));
+                        mma(o[mt][0], a, b[0], b[1]);
+                        ldmatrix_x4(a, base + S::P + Tile<TILE>::at(16 * mt + a_row, 4 * half + 2 + a_piece));
+                        mma(o[mt][0], a, b[2], b[3]);
+                    }
+                }
+            }
+        }
+
+        if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= cur.segment_keys()) {
+            const u32 chunk = tile / TILES_A_CHUNK * ATTENTION_CHUNK;
+#pragma unroll
+            for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+                for (u32 h = 0; h < 2; h++) {
+                    if (seen[mt][h] > chunk) {
+                        f32 lse = __fadd_rn(m[mt][h], log2f(l[mt][h]));
+                        f32 inverse = __frcp_rn(l[mt][h]);
+                        if (total_lse[mt][h] == neg_inf()) {
+#pragma unroll
+                            for (u32 j = 0; j < OWN; j++) {
+                                total[mt][j][2 * h] = __fmul_rn(o[mt][j][2 * h], inverse);
+                                total[mt][j][2 * h + 1] = __fmul_rn(o[mt][j][2 * h + 1], inverse);
+                            }
+                            total_lse[mt][h] = lse;
+                        } else {
+                            Merge merge = merge_weights(total_lse[mt][h], lse);
+#pragma unroll
+                            for (u32 j = 0; j < OWN; j++) {
+                                total[mt][j][2 * h] = merge_value(merge, total[mt][j][2 * h], __fmul_rn(o[mt][j][2 * h], inverse));
+                                total[mt][j][2 * h + 1] = merge_value(merge, total[mt][j][2 * h + 1], __fmul_rn(o[mt][j][2 * h + 1], inverse));
+                            }
+                            total_lse[mt][h] = merge.lse;
+                        }
+                    }
+                }
+            }
+        }
+
+        if (cur.tile + 1 == cur.tiles) {
+#pragma unroll
+            for (u32 mt = 0; mt < MT; mt++) {
+#pragma unroll
+                for (u32 h = 0; h < 2; h++) {
+                    u32 row = 16 * mt + g + 8 * h;
+                    if (row < cur.num_rows) {
+                        u32 index = row / args.shared;
+                        u32 head = cur.head * args.shared + row - index * args.shared;
+                        const AttentionEntry* entry = args.entries + cur.first_entry + index;
+                        u32 partial = entry->partial;
+                        u64 place = (u64)(partial == NONE ? entry->row : partial) * args.num_heads + head;
+#pragma unroll
+                        for (u32 j = 0; j < OWN; j++) {
+                            u32 d = 8 * (warp * OWN + j) + 2 * t;
+                            f32 x = total[mt][j][2 * h], y = total[mt][j][2 * h + 1];
+                            if (partial == NONE) {
+                                if (d < args.head_dim) *reinterpret_cast<u32*>(args.out + place * args.head_dim + d) = f2bf2(x, y);
+                            } else if (d < DP) {
+                                *reinterpret_cast<float2*>(args.partial_o + place * DP + d) = float2{x, y};
+                            }
+                        }
+                        if (partial != NONE && warp == 0 && t == 0) args.partial_lse[place] = total_lse[mt][h];
+                    }
+                }
+            }
+        }
+
+        if (!next.valid(args)) break;
+        cur = next;
+        next.advance(args);
+        stage ^= 1;
+    }
+}
+
+#define PARAMETERS                                                                                                                          \
+    const u16 *q, const u16 *kv, const u32 *counts, const AttentionItem *items, const AttentionEntry *entries, const u32 *tables,            \
+        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse
+#define ARGUMENTS(kind)                                                                                                                     \
+    Args {                                                                                                                                  \
+        q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out, \
+            partial_o, partial_lse                                                                                                          \
+    }
+#define KERNELS(DP)                                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(128, 2) attention_wide_##DP(PARAMETERS) { attend<DP, 4>(ARGUMENTS(0)); }                    \
+    extern "C" __global__ void __launch_bounds__(128, 3) attention_narrow_##DP(PARAMETERS) { attend<DP, 1>(ARGUMENTS(1)); }
+
+KERNELS(16)
+KERNELS(32)
+KERNELS(64)
+KERNELS(128)
+
+// Merges the partials of split rows: `padded_dim / 4` threads a (row, head), four dimensions a thread, partials in ascending order.
+extern "C" __global__ void __launch_bounds__(128) attention_combine(const u32* __restrict__ counts, const AttentionCombine* __restrict__ combines,
+                                                                    const f32* __restrict__ partial_o, const f32* __restrict__ partial_lse,
+                                                                    u32 num_heads, u32 head_dim, u32 padded_dim, u16* __restrict__ out) {
+    constexpr u32 AHEAD = 4;
+    const u32 lanes = padded_dim / 4;
+    const u32 teams = THREADS / lanes;
+    const u32 d = 4 * (threadIdx.x % lanes);
+    const u32 num_work = counts[2] * num_heads;
+    for (u32 work = blockIdx.x * teams + threadIdx.x / lanes; work < num_work; work += gridDim.x * teams) {
+        AttentionCombine c = combines[work / num_heads];
+        u32 head = work % num_heads;
+        f32 total_lse = 0.0f;
+        float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (u32 first = 0; first < c.num_partials; first += AHEAD) {
+            f32 lse[AHEAD];
+            float4 o[AHEAD];
+#pragma unroll
+            for (u32 j = 0; j < AHEAD; j++) {
+                if (first + j < c.num_partials) {
+                    u64 place = (u64)(c.first_partial + first + j) * num_heads + head;
+                    lse[j] = partial_lse[place];
+                    o[j] = *reinterpret_cast<const float4*>(partial_o + place * padded_dim + d);
+                }
+            }
+#pragma unroll
+            for (u32 j = 0; j < AHEAD; j++) {
+                if (first + j == 0) {
+                    total_lse = lse[j];
+                    total = o[j];
+                } else if (first + j < c.num_partials) {
+                    Merge merge = merge_weights(total_lse, lse[j]);
+                    total.x = merge_value(merge, total.x, o[j].x);
+                    total.y = merge_value(merge, total.y, o[j].y);
+                    total.z = merge_value(merge, total.z, o[j].z);
+                    total.w = merge_value(merge, total.w, o[j].w);
+                    total_lse = merge.lse;
+                }
+            }
+        }
+        u16* dst = out + ((u64)c.row * num_heads + head) * head_dim + d;
+        if (head_dim % 4 == 0) {
+            if (d < head_dim) *reinterpret_cast<uint2*>(dst) = uint2{f2bf2(total.x, total.y), f2bf2(total.z, total.w)};
+        } else {
+            if (d < head_dim) *reinterpret_cast<u32*>(dst) = f2bf2(total.x, total.y);
+            if (d + 2 < head_dim) *reinterpret_cast<u32*>(dst + 2) = f2bf2(total.z, total.w);
+        }
+    }
+}

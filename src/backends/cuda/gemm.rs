@@ -1,0 +1,374 @@
+//! GEMMs through cublasLt: bf16 operands, f32 sums and outputs, no split-K, and one order of summation for every number of rows.
+//!
+//! Which algorithm is fastest depends on the number of rows, so there is a choice for each power of two. An algorithm is admitted
+//! only if its rows have the bits of the reference algorithm's; that is tried on random inputs when a weight of a new shape is
+//! loaded. Nothing is timed: a choice that depends on the clock would change tokens from one start to the next.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result as lt, sys};
+use cudarc::driver::result;
+use half::bf16;
+
+use super::device::{Buf, Device, check as check_cuda};
+use super::libs;
+use super::staging::Uploads;
+use super::weight::Weight;
+use crate::error::{Error, Result};
+use crate::rng::philox;
+
+/// Rows of the largest choice; more rows use the same.
+const MAX_BUCKET: usize = 4096;
+/// Values of the largest output that a choice is tried with.
+const MAX_TRIAL: usize = 256 << 20;
+/// Distinct rows of a trial's input, and rows of the reference.
+const TRIAL_ROWS: usize = 64;
+/// Algorithms that cublasLt is asked for.
+const CANDIDATES: usize = 8;
+
+pub struct Gemm {
+    device: Arc<Device>,
+    handle: sys::cublasLtHandle_t,
+    preference: sys::cublasLtMatmulPreference_t,
+    plain: sys::cublasLtMatmulDesc_t,
+    biased: sys::cublasLtMatmulDesc_t,
+    plans: RefCell<Vec<Plan>>,
+}
+
+// Safety: cublasLt's handles are not tied to a thread; the cell is used by whoever owns the backend.
+unsafe impl Send for Gemm {}
+
+/// Everything about a shape `[n, k]` but the number of rows.
+struct Plan {
+    n: usize,
+    k: usize,
+    layouts: Layouts,
+    /// By bucket, without and with a bias.
+    algorithms: [Vec<sys::cublasLtMatmulAlgo_t>; 2],
+    choices: Vec<Choice>,
+}
+
+/// What was admitted for a bucket, for reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    pub n: usize,
+    pub k: usize,
+    pub rows: usize,
+    pub bias: bool,
+    /// Place among the candidates; `None`: no candidate had the reference's bits, the reference itself is used.
+    pub admitted: Option<usize>,
+    pub candidates: usize,
+}
+
+struct Layouts {
+    w: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    out: sys::cublasLtMatrixLayout_t,
+}
+
+/// Operands of a call: addresses, and whether the product is added.
+#[derive(Clone, Copy)]
+struct Call {
+    w: u64,
+    x: u64,
+    bias: Option<u64>,
+    out: u64,
+    rows: usize,
+    add: bool,
+}
+
+impl Gemm {
+    pub fn new(device: &Arc<Device>) -> Result<Self> {
+        libs::require_cublaslt()?;
+        device.bind();
+        let failed = |e: lt::CublasError| Error::Setup(format!("cublasLt does not start: {e}"));
+        let desc = |epilogue: sys::cublasLtEpilogue_t| -> Result<sys::cublasLtMatmulDesc_t> {
+            let desc =
+                lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F).map_err(failed)?;
+            use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_EPILOGUE as EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA as TRANSA};
+            // CUBLAS_OP_T, which the binding of cublasLt does not name.
+            let transposed = 1i32;
+            // Safety: each attribute is given its own type.
+            unsafe {
+                lt::set_matmul_desc_attribute(desc, TRANSA, (&raw const transposed).cast(), size_of_val(&transposed)).map_err(failed)?;
+                lt::set_matmul_desc_attribute(desc, EPILOGUE, (&raw const epilogue).cast(), size_of_val(&epilogue)).map_err(failed)?;
+            }
+            Ok(desc)
+        };
+        let handle = lt::create_handle().map_err(failed)?;
+        let preference = lt::create_matmul_pref().map_err(failed)?;
+        use sys::cublasLtMatmulPreferenceAttributes_t::{
+            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK as REDUCTIONS,
+        };
+        let (workspace, reductions) = (0u64, 0u32);
+        // Safety: as above.
+        unsafe {
+            lt::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const workspace).cast(), 8).map_err(failed)?;
+            lt::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const reductions).cast(), 4).map_err(failed)?;
+        }
+        Ok(Gemm {
+            device: device.clone(),
+            handle,
+            preference,
+            plain: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT)?,
+            biased: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?,
+            plans: RefCell::default(),
+        })
+    }
+
+    pub fn version() -> usize {
+        // Safety: no arguments; the library is there once a `Gemm` is.
+        unsafe { sys::cublasLtGetVersion() }
+    }
+
+    /// `out = x · wᵀ (+ bias)`, or `+=`. Rows of `x` are `w.ld` apart.
+    pub fn run(&self, w: &Weight, x: u64, bias: Option<u64>, rows: usize, add: bool, out: u64) {
+        if rows == 0 {
+            return;
+        }
+        let plans = self.plans.borrow();
+        let plan = &plans[w.plan];
+        let algorithms = &plan.algorithms[usize::from(bias.is_some())];
+        let algorithm = &algorithms[bucket(rows).min(algorithms.len() - 1)];
+        let call = Call { w: w.ptr(), x, bias, out, rows, add };
+        if let Err(e) = self.launch(&plan.layouts, call, algorithm) {
+            panic!("a GEMM of {rows} rows by [{}, {}]: {e}", plan.n, plan.k);
+        }
+    }
+
+    fn launch(&self, layouts: &Layouts, call: Call, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<(), lt::CublasError> {
+        self.device.bind();
+        layouts.set_rows(call.rows)?;
+        let (alpha, beta) = (1f32, if call.add { 1f32 } else { 0f32 });
+        let desc = self.desc(call.bias)?;
+        // Safety: layouts and descriptor are alive, addresses are of buffers that hold what the layouts say.
+        unsafe {
+            lt::matmul(
+                self.handle,
+                desc,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                call.w as *const c_void,
+                layouts.w,
+                call.x as *const c_void,
+                layouts.x,
+                call.out as *const c_void,
+                layouts.out,
+                call.out as *mut c_void,
+                layouts.out,
+                algorithm,
+                std::ptr::null_mut(),
+                0,
+                self.device.stream().cast(),
+            )
+        }
+    }
+
+    fn desc(&self, bias: Option<u64>) -> Result<sys::cublasLtMatmulDesc_t, lt::CublasError> {
+        let Some(bias) = bias else { return Ok(self.plain) };
+        let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        // Safety: the attribute is a pointer.
+        unsafe { lt::set_matmul_desc_attribute(self.biased, pointer, (&raw const bias).cast(), 8)? };
+        Ok(self.biased)
+    }
+
+    /// Chooses algorithms for a weight's shape, if it is the first of that shape. Takes and frees memory.
+    ///
+    /// # Errors
+    ///
+    /// cublasLt has nothing for the shape, or no algorithm whose rows agree.
+    pub fn prepare(&self, w: &mut Weight, uploads: &Uploads) -> Result<()> {
+        let known = self.plans.borrow().iter().position(|plan| (plan.n, plan.k) == (w.n, w.k));
+        w.plan = match known {
+            Some(known) => known,
+            None => {
+                let plan = self.choose(w, uploads)?;
+                self.plans.borrow_mut().push(plan);
+                self.plans.borrow().len() - 1
+            }
+        };
+        Ok(())
+    }
+
+    fn choose(&self, w: &Weight, uploads: &Uploads) -> Result<Plan> {
+        let failed = |e: lt::CublasError| Error::Setup(format!("a GEMM by [{}, {}]: cublasLt: {e}", w.n, w.k));
+        let layouts = Layouts::new(w).map_err(failed)?;
+        let largest = MAX_BUCKET.min((MAX_TRIAL / w.n).max(1).next_power_of_two() / 2).max(TRIAL_ROWS);
+        let trial = Trial::new(&self.device, uploads, w, largest)?;
+        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms: [Vec::new(), Vec::new()], choices: Vec::new() };
+        for bias in [false, true] {
+            let bias_at = bias.then(|| trial.bias.ptr());
+            let call = |rows| Call { w: w.ptr(), x: trial.x.ptr(), bias: bias_at, out: trial.out.ptr(), rows, add: false };
+            let reference =
+                *self.candidates(&plan.layouts, bias_at, TRIAL_ROWS).map_err(failed)?.first().ok_or_else(|| {
+                    Error::Setup(format!("cublasLt {} has no algorithm for a GEMM by [{}, {}]", Self::version(), w.n, w.k))
+                })?;
+            self.launch(&plan.layouts, call(TRIAL_ROWS), &reference).map_err(failed)?;
+            let expected = trial.read(0, TRIAL_ROWS, w.n);
+            for rows in (0..).map(|bucket| 1usize << bucket).take_while(|rows| *rows <= largest) {
+                let candidates = self.candidates(&plan.layouts, bias_at, rows).map_err(failed)?;
+                let admitted = candidates.iter().position(|candidate| {
+                    self.launch(&plan.layouts, call(rows), candidate).is_ok() && trial.rows_agree(rows, w.n, &expected)
+                });
+                if admitted.is_none() {
+                    self.launch(&plan.layouts, call(rows), &reference).map_err(failed)?;
+                    if !trial.rows_agree(rows, w.n, &expected) {
+                        return Err(Error::Setup(format!(
+                            "cublasLt {}: of {} algorithms for {rows} rows by [{}, {}] none sums as for {TRIAL_ROWS} rows",
+                            Self::version(),
+                            candidates.len(),
+                            w.n,
+                            w.k
+                        )));
+                    }
+                }
+                plan.algorithms[usize::from(bias)].push(admitted.map_or(reference, |i| candidates[i]));
+                plan.choices.push(Choice { n: w.n, k: w.k, rows, bias, admitted, candidates: candidates.len() });
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Algorithms for a number of rows, best first by cublasLt's own estimate, none of which splits the sum.
+    fn candidates(&self, layouts: &Layouts, bias: Option<u64>, rows: usize) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, lt::CublasError> {
+        layouts.set_rows(rows)?;
+        let desc = self.desc(bias)?;
+        // Safety: plain data that cublasLt fills; zero is a valid state of it.
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
+        let mut found = 0;
+        // Safety: descriptors are alive, the array has room for what is asked for.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                desc,
+                layouts.w,
+                layouts.x,
+                layouts.out,
+                layouts.out,
+                self.preference,
+                CANDIDATES as i32,
+                results.as_mut_ptr(),
+                &mut found,
+            )
+        };
+        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
+            return Ok(Vec::new());
+        }
+        status.result()?;
+        let usable = |r: &&sys::cublasLtMatmulHeuristicResult_t| {
+            r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && r.workspaceSize == 0 && splits(&r.algo) <= 1
+        };
+        Ok(results[..found as usize].iter().filter(usable).map(|r| r.algo).collect())
+    }
+
+    /// What was admitted so far.
+    pub fn choices(&self) -> Vec<Choice> {
+        self.plans.borrow().iter().flat_map(|plan| plan.choices.iter().copied()).collect()
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        self.device.bind();
+        // Safety: each was created once.
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.plain);
+            let _ = lt::destroy_matmul_desc(self.biased);
+            let _ = lt::destroy_matmul_pref(self.preference);
+            let _ = lt::destroy_handle(self.handle);
+        }
+    }
+}
+
+impl Layouts {
+    /// Column-major, as cublasLt has it: `out[n, rows] = w[k, n]ᵀ · x[k, rows]`.
+    fn new(w: &Weight) -> Result<Self, lt::CublasError> {
+        use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
+        let (n, k, ld) = (w.n as u64, w.k as u64, w.ld as i64);
+        Ok(Layouts {
+            w: lt::create_matrix_layout(CUDA_R_16BF, k, n, ld)?,
+            x: lt::create_matrix_layout(CUDA_R_16BF, k, 1, ld)?,
+            out: lt::create_matrix_layout(CUDA_R_32F, n, 1, n as i64)?,
+        })
+    }
+
+    fn set_rows(&self, rows: usize) -> Result<(), lt::CublasError> {
+        let (rows, cols) = (rows as u64, sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS);
+        for layout in [self.x, self.out] {
+            // Safety: the attribute is 64 bits wide.
+            unsafe { lt::set_matrix_layout_attribute(layout, cols, (&raw const rows).cast(), 8)? };
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Layouts {
+    fn drop(&mut self) {
+        for layout in [self.w, self.x, self.out] {
+            // Safety: each was created once.
+            let _ = unsafe { lt::destroy_matrix_layout(layout) };
+        }
+    }
+}
+
+/// Index of the choice for a number of rows.
+fn bucket(rows: usize) -> usize {
+    rows.next_power_of_two().ilog2() as usize
+}
+
+/// Parts into which an algorithm cuts its sums.
+fn splits(algorithm: &sys::cublasLtMatmulAlgo_t) -> u32 {
+    let (mut splits, mut written) = (1u32, 0usize);
+    let attribute = sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_SPLITK_NUM;
+    // Safety: the attribute is 32 bits wide. One that an algorithm does not have leaves 1.
+    let status = unsafe {
+        sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, (&raw mut splits).cast(), size_of::<u32>(), &mut written)
+    };
+    if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS { splits } else { 1 }
+}
+
+/// Random inputs, [`TRIAL_ROWS`] rows over and over, and room for a result.
+struct Trial {
+    device: Arc<Device>,
+    x: Buf<bf16>,
+    bias: Buf<f32>,
+    out: Buf<f32>,
+}
+
+impl Trial {
+    fn new(device: &Arc<Device>, uploads: &Uploads, w: &Weight, rows: usize) -> Result<Self> {
+        let normal = |i: usize, key: u32| {
+            // The sum of two uniforms is spread enough to tell one order of summation from another.
+            let [a, b, ..] = philox([i as u32, key, 0, 0], [0x6772_6F75, 0x7065_7221]);
+            (a as f32 + b as f32) * (1.0 / 2f32.powi(31)) - 2.0
+        };
+        let x = Buf::<bf16>::new(device, rows * w.ld)?;
+        let period = TRIAL_ROWS * w.ld;
+        let values: Vec<bf16> = (0..period).map(|i| if i % w.ld < w.k { bf16::from_f32(normal(i, 0)) } else { bf16::ZERO }).collect();
+        for start in (0..rows * w.ld).step_by(period) {
+            let n = period.min(rows * w.ld - start);
+            uploads.copy(bytemuck::cast_slice(&values[..n]), x.at(start));
+        }
+        let bias = Buf::<f32>::new(device, w.n)?;
+        uploads.copy(bytemuck::cast_slice(&(0..w.n).map(|i| normal(i, 1)).collect::<Vec<f32>>()), bias.ptr());
+        Ok(Trial { device: device.clone(), x, bias, out: Buf::new(device, rows * w.n)? })
+    }
+
+    fn read(&self, first: usize, rows: usize, n: usize) -> Vec<f32> {
+        let mut values = vec![0f32; rows * n];
+        self.device.synchronize();
+        // Safety: the buffer holds these rows; the stream is empty.
+        check_cuda("reading a trial", unsafe { result::memcpy_dtoh_sync(&mut values, self.out.at(first * n)) });
+        values
+    }
+
+    /// Whether first, middle and last row have the bits of the reference's.
+    fn rows_agree(&self, rows: usize, n: usize, expected: &[f32]) -> bool {
+        [0, rows / 2, rows - 1].into_iter().all(|row| {
+            let expected = &expected[row % TRIAL_ROWS * n..][..n];
+            self.read(row, 1, n).iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits())
+        })
+    }
+}

@@ -1,0 +1,86 @@
+//! Steps that are captured once and replayed: one call to the driver in place of hundreds of launches.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::{result, sys};
+
+use super::device::{Device, check};
+
+pub struct Graphs {
+    device: Arc<Device>,
+    steps: RefCell<HashMap<u64, Step>>,
+    enabled: bool,
+}
+
+// Safety: driver handles, used by whoever owns the backend.
+unsafe impl Send for Graphs {}
+
+enum Step {
+    /// Ran once as plain launches, which load whatever a capture could not.
+    Warm,
+    Captured(sys::CUgraphExec),
+}
+
+impl Graphs {
+    pub fn new(device: &Arc<Device>, enabled: bool) -> Self {
+        Graphs { device: device.clone(), steps: RefCell::default(), enabled }
+    }
+
+    /// Runs `step`: plainly the first time, captured the second, replayed from then on.
+    pub fn run(&self, key: u64, step: impl FnOnce()) {
+        if !self.enabled {
+            return step();
+        }
+        let mut steps = self.steps.borrow_mut();
+        let graph = match steps.get(&key) {
+            None => {
+                steps.insert(key, Step::Warm);
+                return step();
+            }
+            Some(Step::Warm) => {
+                let graph = self.capture(step);
+                steps.insert(key, Step::Captured(graph));
+                graph
+            }
+            Some(Step::Captured(graph)) => *graph,
+        };
+        self.device.bind();
+        // Safety: the graph lives as long as `self`, the buffers it names as long as the step's owner.
+        check("replaying a step", unsafe { result::graph::launch(graph, self.device.stream()) });
+    }
+
+    fn capture(&self, step: impl FnOnce()) -> sys::CUgraphExec {
+        self.device.bind();
+        let stream = self.device.stream();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // Safety: the stream is ours; the graph is destroyed once it is instantiated.
+        unsafe {
+            check("capturing a step", result::stream::begin_capture(stream, mode));
+            step();
+            let graph = check("ending a capture", result::stream::end_capture(stream));
+            let executable = check("instantiating a step", result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)));
+            check("dropping a capture", result::graph::destroy(graph));
+            check("uploading a step", result::graph::upload(executable, stream));
+            executable
+        }
+    }
+
+    /// Steps that are replayed.
+    pub fn captured(&self) -> usize {
+        self.steps.borrow().values().filter(|step| matches!(step, Step::Captured(_))).count()
+    }
+}
+
+impl Drop for Graphs {
+    fn drop(&mut self) {
+        self.device.bind();
+        for step in self.steps.borrow().values() {
+            if let Step::Captured(graph) = step {
+                // Safety: instantiated once.
+                let _ = unsafe { result::graph::exec_destroy(*graph) };
+            }
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The backend of NVIDIA GPUs: own kernels for everything but GEMMs, which cublasLt does.
+//!
+//! Nothing of CUDA is needed to build or start the program; driver, compiler and cublasLt are found when a GPU is asked for. All
+//! work goes down one stream, so buffers are written and read in the order of the calls.
+
+#![allow(unsafe_code)]
+
+mod attention;
+mod device;
+mod gemm;
+mod graph;
+pub mod kernels;
+mod libs;
+mod nvrtc;
+mod staging;
+mod weight;
+
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use half::bf16;
+
+use super::{
+    Backend, Element, HeadShape, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState, SegmentAttention,
+    Span, Store, TokenSource,
+};
+use crate::backends::BLOCK_SIZE;
+use crate::error::Result;
+use attention::{Plan, padded_dim};
+pub use device::Buf;
+use device::{Args, Device, check};
+pub use gemm::Choice;
+use gemm::Gemm;
+use graph::Graphs;
+use kernels::Kernels;
+use staging::{Downloads, Ticket, Uploads};
+use weight::{ROW_ALIGN, Weight, row_stride};
+
+/// Threads of most kernels.
+const BLOCK: usize = 256;
+/// Elements of a block of the elementwise kernels.
+const ELEMENTS: usize = 1024;
+/// Logits of one part of the sampler's first pass.
+const SAMPLE_PART: usize = 8192;
+/// Bytes that the sampler keeps of a part.
+const SAMPLE_PART_BYTES: usize = 32;
+/// Scratch of the sampler; more draws go in several launches.
+const SAMPLE_SCRATCH: usize = 16 << 20;
+/// Tokens that a slot is prepared with at most: more than any context.
+const RESET_TOKENS: usize = 1 << 20;
+/// Rows from which a step is padded to a multiple, not to a power of two.
+const LARGEST_BUCKET: usize = 1024;
+
+pub struct Cuda {
+    gemm: Gemm,
+    graphs: Graphs,
+    kernels: Kernels,
+    uploads: Uploads,
+    downloads: Downloads,
+    sample_scratch: Buf<u32>,
+    reset_tokens: Buf<u32>,
+    device: Arc<Device>,
+}
+
+/// Keys and values of a layer: `[blocks, 2, kv heads, 32, padded head]`.
+pub struct Kv(Buf<bf16>);
+
+/// Whether `cuda:ordinal` can be used at all, with the reason if not.
+///
+/// # Errors
+///
+/// No driver, no such GPU, or no libraries.
+pub fn usable(ordinal: usize) -> Result<()> {
+    Device::open(ordinal)?;
+    libs::require_nvrtc()?;
+    libs::require_cublaslt()
+}
+
+impl Cuda {
+    /// Opens a GPU and loads the kernels; `graphs`: replay decode steps instead of launching them.
+    ///
+    /// # Errors
+    ///
+    /// As [`usable`], and kernels that can't be compiled or loaded.
+    pub fn new(ordinal: usize, graphs: bool) -> Result<Self> {
+        let device = Device::open(ordinal)?;
+        let gemm = Gemm::new(&device)?;
+        let kernels = Kernels::load(&device)?;
+        Ok(Cuda {
+            gemm,
+            graphs: Graphs::new(&device, graphs),
+            kernels,
+            uploads: Uploads::new(&device),
+            downloads: Downloads::new(&device),
+            sample_scratch: Buf::new(&device, SAMPLE_SCRATCH / 4)?,
+            reset_tokens: Buf::new(&device, RESET_TOKENS)?,
+            device,
+        })
+    }
+
+    /// What cublasLt was found to compute with equal bits, by shape and rows.
+    pub fn gemm_choices(&self) -> Vec<Choice> {
+        self.gemm.choices()
+    }
+
+    /// Steps that are replayed so far.
+    pub fn captured_steps(&self) -> usize {
+        self.graphs.captured()
+    }
+
+    fn launch(&self, name: &str, grid: [usize; 3], block: usize, shared: usize, args: Args) {
+        self.device.launch(self.kernels.get(name), grid, block, shared, args);
+    }
+
+    /// `n` blocks in a row.
+    fn launch_1d(&self, name: &str, n: usize, args: Args) {
+        self.launch(name, [n, 1, 1], BLOCK, 0, args);
+    }
+}
+
+/// The bytes of plain values.
+fn bytes<T: Element>(values: &[T]) -> &[u8] {
+    // Safety: `Element` is plain data without padding.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// A GEMM's input has rows of `width` values side by side, so `width` must need no padding.
+fn check_width(width: usize) {
+    assert!(width.is_multiple_of(ROW_ALIGN), "rows of {width} values; a multiple of {ROW_ALIGN} is needed here");
+}
+
+impl Backend for Cuda {
+    type Float = bf16;
+    type Buf<T: Element> = Buf<T>;
+    type Weight = Weight;
+    type Kv = Kv;
+    type AttentionPlan = Plan;
+    type Ticket = Ticket;
+
+    fn name(&self) -> String {
+        let device = &self.device;
+        format!("cuda:{} ({}, {}, cublasLt {})", device.ordinal(), device.name(), device.arch(), Gemm::version())
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        let (free, total) = self.device.memory();
+        Some(Memory { free, total })
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Buf<T>> {
+        Buf::new(&self.device, len)
+    }
+
+    fn weight(&self, parts: &[Matrix<'_>]) -> Result<Weight> {
+        let mut weight = Weight::upload(&self.device, &self.uploads, parts)?;
+        self.gemm.prepare(&mut weight, &self.uploads)?;
+        Ok(weight)
+    }
+
+    fn row_stride(&self, width: usize) -> usize {
+        row_stride(width)
+    }
+
+    fn kv_block_bytes(&self, shape: HeadShape) -> usize {
+        2 * shape.num_kv_heads * BLOCK_SIZE * padded_dim(shape.head_dim) * size_of::<bf16>()
+    }
+
+    fn alloc_kv(&self, num_blocks: usize, shape: HeadShape) -> Result<Kv> {
+        Ok(Kv(Buf::new(&self.device, num_blocks * self.kv_block_bytes(shape) / size_of::<bf16>())?))
+    }
+
+    fn alloc_attention_plan(&self, _max_spans: usize, max_rows: usize, max_table: usize, shape: HeadShape) -> Result<Plan> {
+        Plan::new(&self.device, max_rows, max_table, shape)
+    }
+
+    fn upload<T: Element>(&self, src: &[T], dst: &mut Buf<T>) {
+        assert!(src.len() <= dst.len(), "{} values into {}", src.len(), dst.len());
+        self.uploads.copy(bytes(src), dst.ptr());
+    }
+
+    fn download<T: Element>(&self, src: &Buf<T>, dst: &mut [T]) {
+        assert!(dst.len() <= src.len(), "{} values out of {}", dst.len(), src.len());
+        self.device.synchronize();
+        // Safety: the buffer holds at least these values, and any bits are a value.
+        check("reading from the device", unsafe { result::memcpy_dtoh_sync(dst, src.ptr()) });
+    }
+
+    fn plan_attention(&self, spans: &[Span], tables: &[u32], plan: &mut Plan) {
+        plan.set(&self.uploads, spans, tables);
+    }
+
+    fn step_rows(&self, rows: usize) -> usize {
+        match rows <= LARGEST_BUCKET {
+            true => rows.next_power_of_two(),
+            false => rows.next_multiple_of(LARGEST_BUCKET),
+        }
+    }
+
+    fn graphed(&self, key: u64, step: impl FnOnce(&Self)) {
+        self.graphs.run(key, || step(self));
+    }
+
+    fn embed(&self, source: TokenSource<'_, Self>, table: &Weight, rows: usize, out: &mut Buf<f32>) {
+        let args = Args::default().buf(source.ids).buf(source.slots).buf(source.last_tokens);
+        self.launch_1d("embed", rows, args.ptr(table.ptr()).int(table.ld).int(table.k).buf(out));
+    }
+
+    fn scatter_rows(&self, src: &Buf<f32>, pairs: &Buf<u32>, n: usize, width: usize, out: &mut Buf<f32>) {
+        self.launch_1d("scatter_rows", n, Args::default().buf(src).buf(pairs).int(width).buf(out));
+    }
+
+    fn gather_rows(&self, src: &Buf<f32>, index: &Buf<u32>, n: usize, width: usize, out: &mut Buf<f32>) {
+        self.launch_1d("gather_rows", n, Args::default().buf(src).buf(index).int(width).buf(out));
+    }
+
+    fn rms_norm(&self, x: &Buf<f32>, weight: &Buf<f32>, eps: f32, rows: usize, width: usize, out: &mut Buf<bf16>) {
+        check_width(width);
+        self.launch_1d("rms_norm", rows, Args::default().buf(x).buf(weight).float(eps).int(width).buf(out));
+    }
+
+    fn gemm(&self, x: &Buf<bf16>, w: &Weight, bias: Option<&Buf<f32>>, rows: usize, store: Store, out: &mut Buf<f32>) {
+        assert!(rows * w.ld <= x.len() && rows * w.n <= out.len(), "a GEMM of {rows} rows by [{}, {}] exceeds its buffers", w.n, w.k);
+        self.gemm.run(w, x.ptr(), bias.map(Buf::ptr), rows, store == Store::Add, out.ptr());
+    }
+
+    fn rope_table(&self, positions: &Buf<i32>, inv_freq: &Buf<f32>, axis: &Buf<u32>, half: usize, rows: usize, out: &mut Buf<f32>) {
+        let args = Args::default().buf(positions).buf(inv_freq).buf(axis).int(half).int(rows).buf(out);
+        self.launch_1d("rope_table", (rows * half).div_ceil(BLOCK), args);
+    }
+
+    fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Buf<bf16>, kv: &mut Kv) {
+        let RopeQkv { qkv, bias, rope, slot_mapping, shape, rows } = args;
+        let heads = Args::default().buf(qkv).buf(bias).buf(rope).buf(slot_mapping).int(shape.num_heads).int(shape.num_kv_heads);
+        self.launch_1d("rope_qkv", rows, heads.int(shape.head_dim).int(padded_dim(shape.head_dim)).buf(q).buf(&kv.0));
+    }
+
+    fn attention(&self, q: &Buf<bf16>, kv: &Kv, plan: &Plan, shape: HeadShape, out: &mut Buf<bf16>) {
+        check_width(shape.q_width());
+        let dim = padded_dim(shape.head_dim);
+        let [wide, narrow] = kernels::attention_names(dim);
+        let processors = self.device.multiprocessors();
+        let walk = |name: &str, items: u64, blocks: usize, shared: usize| {
+            let lists = Args::default().buf(q).buf(&kv.0).buf(&plan.counts).ptr(items).buf(&plan.entries).buf(&plan.tables);
+            let shape_args = lists.int(shape.num_heads).int(shape.num_kv_heads).int(shape.head_dim).float(scale(shape));
+            let args = shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse);
+            self.launch(name, [processors * blocks, 1, 1], 128, shared, args);
+        };
+        walk(wide, plan.wide.ptr(), 2, kernels::wide_shared(dim));
+        walk(narrow, plan.narrow.ptr(), 3, kernels::narrow_shared(dim));
+        let args = Args::default().buf(&plan.counts).buf(&plan.combines).buf(&plan.partial_o).buf(&plan.partial_lse);
+        let args = args.int(shape.num_heads).int(shape.head_dim).int(dim).buf(out);
+        self.launch("attention_combine", [processors * 8, 1, 1], 128, 0, args);
+    }
+
+    fn silu_mul(&self, gate_up: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {
+        let grid = [width.div_ceil(ELEMENTS), rows.min(65_535), 1];
+        let args = Args::default().buf(gate_up).int(rows).int(width).int(row_stride(width)).buf(out);
+        self.launch("silu_mul", grid, BLOCK, 0, args);
+    }
+
+    fn sample(&self, logits: &Buf<f32>, inputs: SampleInputs<'_, Self>, n: usize, state: &mut SamplerState<Self>, out: &mut Buf<Sampled>) {
+        let vocab = state.vocab;
+        let parts = vocab.div_ceil(SAMPLE_PART);
+        let at_once = SAMPLE_SCRATCH / (parts * SAMPLE_PART_BYTES);
+        for first in (0..n).step_by(at_once) {
+            let n = at_once.min(n - first);
+            let rows = inputs.rows.at(first);
+            let args = Args::default().buf(logits).ptr(rows).int(vocab).int(parts).buf(&self.sample_scratch);
+            self.launch("sample_parts", [parts, n, 1], BLOCK, 0, args);
+            let lists = Args::default().buf(logits).ptr(rows).buf(inputs.banned).buf(inputs.bias_ids).buf(inputs.bias_values);
+            let args = lists.int(vocab).int(parts).buf(&self.sample_scratch).buf(&state.last_tokens).buf(&state.seen);
+            self.launch("sample", [n, 1, 1], 512, kernels::sample_shared(vocab), args.buf(&state.counts).ptr(out.at(first)));
+        }
+    }
+
+    fn reset_slot(&self, state: &mut SamplerState<Self>, slot: u32, counts_row: Option<u32>, prompt: &[u32], completion: &[u32]) {
+        let (p, c) = (prompt.len(), completion.len());
+        assert!(p + c <= self.reset_tokens.len(), "a sequence of {} tokens", p + c);
+        self.uploads.copy(bytes(prompt), self.reset_tokens.ptr());
+        self.uploads.copy(bytes(completion), self.reset_tokens.at(p));
+        let args = Args::default().buf(&state.last_tokens).buf(&state.seen).buf(&state.counts).int(state.vocab).word(slot);
+        let args = args.word(counts_row.unwrap_or(super::NO_COUNTS)).buf(&self.reset_tokens).int(p).int(c);
+        self.launch("reset_slot", [1, 1, 1], 1024, 0, args);
+    }
+
+    fn submit(&self, out: &Buf<Sampled>, n: usize) -> Ticket {
+        self.downloads.start(out.ptr(), n * size_of::<Sampled>())
+    }
+
+    fn wait(&self, ticket: Ticket) -> Vec<Sampled> {
+        self.downloads.finish(&ticket, |bytes| {
+            let mut sampled = vec![Sampled::default(); bytes.len() / size_of::<Sampled>()];
+            // Safety: plain data of the same length.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), sampled.as_mut_ptr().cast(), bytes.len()) };
+            sampled
+        })
+    }
+
+    fn upload_patches(&self, patches: &[f32], out: &mut Buf<bf16>) {
+        assert!(patches.len() <= out.len(), "{} values of patches into {}", patches.len(), out.len());
+        self.uploads.copy_rounded(patches, out.ptr());
+    }
+
+    fn rope_vision(&self, args: RopeVision<'_, Self>, q: &mut Buf<bf16>, k: &mut Buf<bf16>, v: &mut Buf<bf16>) {
+        let RopeVision { qkv, bias, rope, shape, rows } = args;
+        let args = Args::default().buf(qkv).buf(bias).buf(rope).int(shape.num_heads).int(shape.head_dim);
+        self.launch_1d("rope_vision", rows, args.buf(q).buf(k).buf(v));
+    }
+
+    fn segment_attention(&self, args: SegmentAttention<'_, Self>, out: &mut Buf<bf16>) {
+        let SegmentAttention { q, k, v, cu_seqlens, num_segments, shape, rows } = args;
+        check_width(shape.q_width());
+        let (name, shared) = kernels::segment_attention(shape.head_dim);
+        let args = Args::default().buf(q).buf(k).buf(v).buf(cu_seqlens).int(num_segments).int(shape.num_heads).int(shape.head_dim);
+        self.launch(name, [rows.div_ceil(64), shape.num_heads, 1], 128, shared, args.int(rows).float(scale(shape)).buf(out));
+    }
+
+    fn gelu(&self, x: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {
+        check_width(width);
+        self.launch_1d("gelu", (rows * width).div_ceil(ELEMENTS), Args::default().buf(x).int(rows * width).buf(out));
+    }
+}
+
+fn scale(shape: HeadShape) -> f32 {
+    1.0 / (shape.head_dim as f32).sqrt()
+}
+
+// The kernels read these layouts.
+const _: () = assert!(size_of::<SampleRow>() == 80 && size_of::<Sampled>() == 188);
+const _: () = assert!(size_of::<attention::Item>() == 32 && size_of::<attention::Entry>() == 16 && size_of::<attention::Combine>() == 16);

@@ -1,0 +1,217 @@
+//! The way in and out: pinned memory that the device copies from and to while the host goes on.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use half::bf16;
+use rayon::prelude::*;
+
+use super::device::{Device, Event, check};
+
+/// Host memory that the device reads and writes by itself.
+pub struct Pinned {
+    ptr: *mut u8,
+    bytes: usize,
+    device: Arc<Device>,
+}
+
+// Safety: plain memory with one owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub fn new(device: &Arc<Device>, bytes: usize) -> Self {
+        device.bind();
+        // Safety: nobody reads it before it is written.
+        let ptr = check("allocating pinned memory", unsafe { result::malloc_host(bytes, 0) });
+        Pinned { ptr: ptr.cast(), bytes, device: device.clone() }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn slice(&self, start: usize, len: usize) -> &[u8] {
+        assert!(start + len <= self.bytes, "{len} bytes from {start} of {}", self.bytes);
+        // Safety: within the allocation; callers wait for the device's copy first.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
+    }
+
+    fn slice_mut(&mut self, start: usize, len: usize) -> &mut [u8] {
+        assert!(start + len <= self.bytes, "{len} bytes from {start} of {}", self.bytes);
+        // Safety: as above, and the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.device.bind();
+        // Safety: allocated by `malloc_host`, and no copy is under way once the stream is empty. After a device fault both calls
+        // fail, which is no reason to end the process.
+        unsafe {
+            let _ = result::stream::synchronize(self.device.stream());
+            let _ = result::free_host(self.ptr.cast());
+        }
+    }
+}
+
+/// Bytes of one part of the ring; larger sources go in several copies.
+const PART: usize = 8 << 20;
+/// Parts: while the device copies from some, the host fills the next.
+const PARTS: usize = 6;
+/// From here on several threads fill a part: one thread does not keep up with the bus.
+const PARALLEL: usize = 1 << 20;
+
+/// Values that one thread rounds at a time.
+const ROUNDED: usize = 64 << 10;
+
+/// Sources on their way to the device.
+pub struct Uploads {
+    ring: RefCell<Ring>,
+}
+
+struct Ring {
+    memory: Pinned,
+    done: Vec<Event>,
+    /// Part being filled and what is used of it.
+    part: usize,
+    used: usize,
+    device: Arc<Device>,
+}
+
+impl Uploads {
+    pub fn new(device: &Arc<Device>) -> Self {
+        let done = (0..PARTS).map(|_| Event::new(device)).collect();
+        Uploads { ring: RefCell::new(Ring { memory: Pinned::new(device, PARTS * PART), done, part: 0, used: 0, device: device.clone() }) }
+    }
+
+    /// Copies `src` to the device address `dst`, in the order of the stream; `src` may change when this returns.
+    pub fn copy(&self, src: &[u8], dst: u64) {
+        let mut at = 0;
+        while at < src.len() {
+            let n = (src.len() - at).min(PART);
+            self.fill(n, dst + at as u64, |staged| {
+                let src = &src[at..at + n];
+                match n >= PARALLEL {
+                    true => staged
+                        .par_chunks_mut(PARALLEL / 4)
+                        .zip(src.par_chunks(PARALLEL / 4))
+                        .for_each(|(to, from)| to.copy_from_slice(from)),
+                    false => staged.copy_from_slice(src),
+                }
+            });
+            at += n;
+        }
+    }
+
+    /// As [`Uploads::copy`], rounding to bf16 on the way.
+    pub fn copy_rounded(&self, src: &[f32], dst: u64) {
+        let at_once = PART / size_of::<bf16>();
+        for (i, src) in src.chunks(at_once).enumerate() {
+            self.fill(src.len() * size_of::<bf16>(), dst + (i * PART) as u64, |staged| {
+                staged.par_chunks_mut(2 * ROUNDED).zip(src.par_chunks(ROUNDED)).for_each(|(to, from)| {
+                    for (to, from) in to.chunks_exact_mut(2).zip(from) {
+                        to.copy_from_slice(&bf16::from_f32(*from).to_le_bytes());
+                    }
+                });
+            });
+        }
+    }
+
+    /// Lets `write` fill `bytes` (at most one part) and copies them to `dst`.
+    pub fn fill(&self, bytes: usize, dst: u64, write: impl FnOnce(&mut [u8])) {
+        assert!(bytes <= PART, "{bytes} bytes in one copy");
+        if bytes == 0 {
+            return;
+        }
+        let mut ring = self.ring.borrow_mut();
+        let start = ring.reserve(bytes);
+        write(ring.memory.slice_mut(start, bytes));
+        ring.device.bind();
+        let staged = ring.memory.slice(start, bytes);
+        // Safety: the part is not written again before its event says that the copy is done; callers name live memory.
+        check("copying to the device", unsafe { result::memcpy_htod_async(dst, staged, ring.device.stream()) });
+    }
+
+    pub const MAX_FILL: usize = PART;
+}
+
+impl Ring {
+    /// Start of `bytes` that no copy under way reads.
+    fn reserve(&mut self, bytes: usize) -> usize {
+        if self.used + bytes > PART {
+            self.done[self.part].record();
+            self.part = (self.part + 1) % PARTS;
+            self.used = 0;
+            // An event that was never recorded is done.
+            self.done[self.part].wait();
+        }
+        let start = self.part * PART + self.used;
+        self.used = (self.used + bytes).next_multiple_of(64);
+        start
+    }
+}
+
+/// Results on their way to the host: a few places, so that as many steps may be under way.
+pub struct Downloads {
+    places: RefCell<Vec<Place>>,
+    next: Cell<usize>,
+    device: Arc<Device>,
+}
+
+struct Place {
+    memory: Pinned,
+    done: Event,
+    busy: bool,
+}
+
+/// Steps whose results may be under way at once.
+const PLACES: usize = 4;
+
+/// What [`Downloads::start`] hands out.
+pub struct Ticket {
+    place: usize,
+    bytes: usize,
+}
+
+impl Downloads {
+    pub fn new(device: &Arc<Device>) -> Self {
+        Downloads { places: RefCell::default(), next: Cell::new(0), device: device.clone() }
+    }
+
+    /// Starts a copy of `bytes` from the device address `src`.
+    pub fn start(&self, src: u64, bytes: usize) -> Ticket {
+        let mut places = self.places.borrow_mut();
+        if places.len() < PLACES {
+            let memory = Pinned::new(&self.device, 4096);
+            places.push(Place { memory, done: Event::new(&self.device), busy: false });
+            self.next.set(places.len() - 1);
+        }
+        let index = self.next.get() % PLACES;
+        self.next.set(index + 1);
+        let place = &mut places[index];
+        assert!(!place.busy, "more than {PLACES} steps are under way");
+        if place.memory.bytes() < bytes {
+            place.memory = Pinned::new(&self.device, bytes.next_power_of_two());
+        }
+        if bytes > 0 {
+            self.device.bind();
+            let to = place.memory.slice_mut(0, bytes);
+            // Safety: the place is busy until its event has been waited for.
+            check("copying from the device", unsafe { result::memcpy_dtoh_async(to, src, self.device.stream()) });
+        }
+        place.done.record();
+        place.busy = true;
+        Ticket { place: index, bytes }
+    }
+
+    /// Waits for a copy and hands its bytes to `read`.
+    pub fn finish<R>(&self, ticket: &Ticket, read: impl FnOnce(&[u8]) -> R) -> R {
+        let mut places = self.places.borrow_mut();
+        let place = &mut places[ticket.place];
+        place.done.wait();
+        place.busy = false;
+        read(place.memory.slice(0, ticket.bytes))
+    }
+}

@@ -1,0 +1,131 @@
+//! GEMMs: sums against the CPU's, and rows whose bits must not depend on how many there are.
+
+use half::bf16;
+
+use super::{Numbers, Operation, Pair, Table, differing_bits, read, upload};
+use crate::backends::{Backend, FloatData, Matrix, Store};
+use crate::error::Result;
+
+/// Relative to the mean size of the outputs: sums in f32 in different orders.
+const SUMS: f32 = 1e-4;
+
+#[derive(Clone, Copy)]
+struct Shape {
+    n: usize,
+    k: usize,
+    bias: bool,
+    store: Store,
+}
+
+const fn shape(n: usize, k: usize, bias: bool, store: Store) -> Shape {
+    Shape { n, k, bias, store }
+}
+
+/// Small models, their towers, and rows that are not a multiple of sixteen bytes.
+const SMALL: &[Shape] = &[
+    shape(256, 128, false, Store::Write),
+    shape(128, 256, false, Store::Add),
+    shape(1040, 128, false, Store::Write),
+    shape(344, 64, true, Store::Write),
+    shape(64, 172, true, Store::Add),
+    shape(64, 1176, false, Store::Write),
+];
+
+/// Qwen2.5-VL-3B and its tower.
+const REAL: &[Shape] = &[
+    shape(2560, 2048, false, Store::Write),
+    shape(2048, 2048, false, Store::Add),
+    shape(22_016, 2048, false, Store::Write),
+    shape(2048, 11_008, false, Store::Add),
+    shape(151_936, 2048, false, Store::Write),
+    shape(1280, 1176, false, Store::Write),
+    shape(3840, 1280, false, Store::Write),
+    shape(1280, 1280, true, Store::Add),
+    shape(6840, 1280, true, Store::Write),
+    shape(1280, 3420, true, Store::Add),
+    shape(5120, 5120, true, Store::Write),
+    shape(2048, 5120, true, Store::Write),
+];
+
+pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
+    let shapes = SMALL.iter().chain(if small { &[] } else { REAL });
+    for shape in shapes.copied() {
+        let rows = if shape.n > 100_000 { 3 } else { 37 };
+        let name = format!(
+            "[{}, {}]{}{}",
+            shape.n,
+            shape.k,
+            if shape.bias { " + bias" } else { "" },
+            if shape.store == Store::Add { ", added" } else { "" }
+        );
+        pair.compare("gemm", format!("{rows} rows by {name}"), SUMS, &Gemm { shape, rows }, table)?;
+        row_bits(pair, shape, &name, table)?;
+    }
+    for choice in pair.cuda.gemm_choices().iter().filter(|c| c.admitted != Some(0)) {
+        println!("     cublasLt: {choice:?}");
+    }
+    Ok(())
+}
+
+fn weight<B: Backend>(b: &B, shape: Shape) -> Result<B::Weight> {
+    // A short period keeps the making of large ones quick; it is prime, so rows differ.
+    let some = Numbers::new(11).rounded((shape.n * shape.k).min(1_000_003), 1.0 / (shape.k as f32).sqrt());
+    let values: Vec<bf16> = some.iter().copied().cycle().take(shape.n * shape.k).collect();
+    let (half, rest) = values.split_at(shape.n / 2 * shape.k);
+    let part = |values| Matrix { rows: 0, cols: shape.k, data: FloatData::Bf16(values) };
+    b.weight(&[Matrix { rows: shape.n / 2, ..part(half) }, Matrix { rows: shape.n - shape.n / 2, ..part(rest) }])
+}
+
+/// Rows of `k` values at the stride that the backend's GEMMs read.
+fn inputs<B: Backend<Float = bf16>>(b: &B, rows: usize, k: usize) -> Result<B::Buf<bf16>> {
+    let values = Numbers::new(12).rounded(rows * k, 1.0);
+    let stride = b.row_stride(k);
+    let mut padded = vec![bf16::ZERO; rows * stride];
+    for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(k)) {
+        to[..k].copy_from_slice(from);
+    }
+    upload(b, &padded)
+}
+
+struct Gemm {
+    shape: Shape,
+    rows: usize,
+}
+
+impl Operation for Gemm {
+    fn run<B: Backend<Float = bf16>>(&self, b: &B) -> Result<Vec<f32>> {
+        let Shape { n, k, bias, store } = self.shape;
+        let (w, x) = (weight(b, self.shape)?, inputs(b, self.rows, k)?);
+        let mut numbers = Numbers::new(13);
+        let bias = bias.then(|| upload(b, &numbers.values(n, 1.0))).transpose()?;
+        let mut out = upload(b, &numbers.values(self.rows * n, 1.0))?;
+        b.gemm(&x, &w, bias.as_ref(), self.rows, store, &mut out);
+        Ok(read(b, &out, self.rows * n))
+    }
+}
+
+/// The first rows of many against the same rows of fewer, down to one.
+fn row_bits(pair: &Pair, shape: Shape, name: &str, table: &mut Table) -> Result<()> {
+    let b = &pair.cuda;
+    let Shape { n, k, store, .. } = shape;
+    let most = ((48 << 20) / n).clamp(64, 4096);
+    let (w, x) = (weight(b, shape)?, inputs(b, most, k)?);
+    let bias = shape.bias.then(|| upload(b, &Numbers::new(13).values(n, 1.0))).transpose()?;
+    let before = Numbers::new(14).values(n, 1.0);
+    let before: Vec<f32> = before.iter().copied().cycle().take(most * n).collect();
+    let run = |rows: usize| -> Result<Vec<f32>> {
+        let mut out = upload(b, &before[..rows * n])?;
+        b.gemm(&x, &w, bias.as_ref(), rows, store, &mut out);
+        Ok(read(b, &out, rows * n))
+    };
+    let expected = run(most)?;
+    let (mut differ, mut total) = (0, 0);
+    for rows in [1, 2, 3, 5, 8, 13, 16, 17, 33, 64, 100, 128, 200, 256, 384, 512, 777, 1024, 2000, 2048, 4095] {
+        if rows < most {
+            differ += differing_bits(&run(rows)?, &expected[..rows * n]);
+            total += rows * n;
+        }
+    }
+    table.push_bits("gemm row bits", format!("1 to {most} rows by {name}"), differ, total);
+    Ok(())
+}

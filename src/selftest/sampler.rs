@@ -1,0 +1,129 @@
+//! Draws: the same token from the same noise, figures close, and what a slot remembers.
+
+use half::bf16;
+
+use super::{Numbers, Pair, Table, upload};
+use crate::backends::{Backend, NO_COUNTS, NO_TOKEN, SampleInputs, SampleRow, Sampled, SamplerState};
+use crate::error::Result;
+
+/// Of log-probabilities and entropies, which are sums over a vocabulary.
+const TOLERANCE: f32 = 2e-4;
+
+pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
+    let vocabularies: &[usize] = if small { &[1040] } else { &[1040, 8192, 151_936, 152_064] };
+    for vocab in vocabularies.iter().copied() {
+        for (name, rows) in rows() {
+            let (expected, remembered) = draw(&pair.cpu, vocab, &rows)?;
+            let (ours, ours_remembered) = draw(&pair.cuda, vocab, &rows)?;
+            compare(&format!("{name}, {vocab} tokens"), &expected, &ours, table);
+            let differ = remembered.iter().zip(&ours_remembered).filter(|(a, b)| a != b).count();
+            let allowed = expected.iter().zip(&ours).filter(|(a, b)| a.token != b.token).count();
+            table.push(
+                "slots",
+                format!("{name}, {vocab} tokens"),
+                differ == 0 || allowed > 0,
+                format!("{differ} of {} words differ", remembered.len()),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Rows by sort of sampling; slot and logits row are their places.
+fn rows() -> Vec<(&'static str, Vec<SampleRow>)> {
+    let plain =
+        SampleRow { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, counts_row: NO_COUNTS, forced: NO_TOKEN, ..Default::default() };
+    let many = |change: &dyn Fn(u32) -> SampleRow| {
+        (0..24u32)
+            .map(|i| SampleRow { logits_row: i % 12, slot: i, key: [i * 77, 5], sample: i / 3, position: i * 11, ..change(i) })
+            .collect::<Vec<_>>()
+    };
+    vec![
+        ("plain", many(&|_| plain)),
+        ("greedy and cool", many(&|i| SampleRow { temperature: if i % 2 == 0 { 0.0 } else { 0.6 }, ..plain })),
+        ("top_k", many(&|i| SampleRow { top_k: 1 + i * 9, ..plain })),
+        ("top_p", many(&|i| SampleRow { top_p: 0.05 + 0.04 * i as f32, temperature: 0.8, ..plain })),
+        ("min_p", many(&|i| SampleRow { min_p: 0.01 * (1 + i) as f32, ..plain })),
+        (
+            "penalties",
+            many(&|i| SampleRow { repetition_penalty: 1.2, presence_penalty: 0.4, frequency_penalty: 0.3, counts_row: i, ..plain }),
+        ),
+        ("bias and bans", many(&|i| SampleRow { banned_start: i, banned_len: 9, bias_start: i, bias_len: 5, ..plain })),
+        ("forced", many(&|i| SampleRow { forced: 17 + i, top_logprobs: i % 21, ..plain })),
+        (
+            "all together",
+            many(&|i| SampleRow {
+                top_k: 50,
+                top_p: 0.9,
+                min_p: 0.01,
+                temperature: 1.3,
+                repetition_penalty: 1.1,
+                frequency_penalty: 0.2,
+                counts_row: i,
+                banned_start: i,
+                banned_len: 3,
+                bias_start: 2,
+                bias_len: 4,
+                top_logprobs: 20,
+                ..plain
+            }),
+        ),
+        (
+            "corrupt",
+            many(&|i| SampleRow { logits_row: 12 + i % 2, ..plain })
+                .into_iter()
+                .enumerate()
+                .map(|(i, r)| SampleRow { logits_row: 12 + i as u32 % 2, ..r })
+                .collect(),
+        ),
+    ]
+}
+
+fn draw<B: Backend<Float = bf16>>(b: &B, vocab: usize, rows: &[SampleRow]) -> Result<(Vec<Sampled>, Vec<u32>)> {
+    let mut numbers = Numbers::new(31);
+    let mut logits = numbers.values(14 * vocab, 3.0);
+    logits[12 * vocab + vocab / 2] = f32::NAN;
+    logits[13 * vocab + vocab - 1] = f32::INFINITY;
+    let logits = upload(b, &logits)?;
+    let ids: Vec<u32> = (0..64).map(|_| numbers.below(vocab) as u32).collect();
+    let values = numbers.values(64, 4.0);
+    let (draws, banned, bias_values) = (upload(b, rows)?, upload(b, &ids)?, upload(b, &values)?);
+    let mut state = SamplerState::new(b, rows.len(), rows.len(), vocab)?;
+    for slot in 0..rows.len() as u32 {
+        let prompt: Vec<u32> = (0..40).map(|_| numbers.below(vocab) as u32).collect();
+        let completion: Vec<u32> = (0..slot).map(|i| i * 3 % 50).collect();
+        b.reset_slot(&mut state, slot, Some(slot), &prompt, &completion);
+    }
+    let mut out = b.alloc(rows.len())?;
+    let inputs = SampleInputs { rows: &draws, banned: &banned, bias_ids: &banned, bias_values: &bias_values };
+    b.sample(&logits, inputs, rows.len(), &mut state, &mut out);
+    let sampled = b.wait(b.submit(&out, rows.len()));
+    let mut remembered = vec![0; rows.len() * (1 + vocab.div_ceil(32) + vocab)];
+    let (last, rest) = remembered.split_at_mut(rows.len());
+    let (seen, counts) = rest.split_at_mut(rows.len() * vocab.div_ceil(32));
+    b.download(&state.last_tokens, last);
+    b.download(&state.seen, seen);
+    b.download(&state.counts, counts);
+    Ok((sampled, remembered))
+}
+
+fn compare(case: &str, expected: &[Sampled], ours: &[Sampled], table: &mut Table) {
+    let mut worst = 0f32;
+    let (mut tokens, mut tops, mut corrupt) = (0, 0, 0);
+    for (a, b) in expected.iter().zip(ours) {
+        corrupt += usize::from(a.corrupt != b.corrupt);
+        if a.corrupt != 0 {
+            continue;
+        }
+        tokens += usize::from(a.token != b.token);
+        tops += usize::from(a.num_top != b.num_top || a.top_ids != b.top_ids);
+        if a.token == b.token {
+            let figures = [(a.logp, b.logp), (a.logp_raw, b.logp_raw), (a.logp_sampled, b.logp_sampled), (a.entropy, b.entropy)];
+            let alternatives = a.top_logps.iter().copied().zip(b.top_logps);
+            worst = figures.into_iter().chain(alternatives).map(|(x, y)| (x - y).abs()).fold(worst, f32::max);
+        }
+    }
+    let passed = tokens == 0 && tops == 0 && corrupt == 0 && worst <= TOLERANCE;
+    let found = format!("{worst:.1e} of {TOLERANCE:.0e}; differ: {tokens} tokens, {tops} lists, {corrupt} flags of {}", expected.len());
+    table.push("sample", case.to_owned(), passed, found);
+}
