@@ -173,6 +173,9 @@ fn read_rounded<B: Backend<Float = bf16>>(b: &B, buf: &B::Buf<bf16>, len: usize)
     values.iter().map(|x| x.to_f32()).collect()
 }
 
+/// Bytes that kernels may spill: their launch bounds keep more blocks on a multiprocessor than the registers would.
+const SPILLS_ALLOWED: &[(&str, usize)] = &[("sample", 96), ("sample_parts", 48)];
+
 /// Compiles every kernel for the architectures and prints registers and spills.
 ///
 /// # Errors
@@ -190,7 +193,8 @@ pub fn check_kernels(architectures: &[String]) -> Result<()> {
                 u.source, u.kernel, u.registers, u.stack_bytes, u.spill_bytes
             );
         }
-        spilling.extend(usage.iter().filter(|u| u.spill_bytes > 0).map(|u| format!("{} on {arch}", u.kernel)));
+        let allowed = |kernel: &str| SPILLS_ALLOWED.iter().find(|(name, _)| *name == kernel).map_or(0, |(_, bytes)| *bytes);
+        spilling.extend(usage.iter().filter(|u| u.spill_bytes > allowed(&u.kernel)).map(|u| format!("{} on {arch}", u.kernel)));
     }
     match spilling.as_slice() {
         [] => Ok(()),
