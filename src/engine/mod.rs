@@ -149,7 +149,7 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         sizes.settle(memory, config, block_bytes)?;
         info = sizes.info_of_cache(info);
     }
-    runner.alloc_cache(sizes.num_blocks)?;
+    runner.alloc_cache(sizes.num_blocks())?;
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
     let (sender, commands) = channel();
     let engine = Engine { runner, scheduler, commands, in_flight: VecDeque::new(), lag: config.lag, stats: stats.clone(), draining: false };

@@ -15,8 +15,8 @@ const AUTO_SLOT_TOKENS: usize = 4096;
 
 /// Capacities that follow from the model and the settings.
 pub struct Sizes {
-    /// 0 until [`Sizes::settle`] where the cache takes what is left of a device.
-    pub num_blocks: usize,
+    /// `None` until [`Sizes::settle`] where the cache takes what is left of a device.
+    num_blocks: Option<usize>,
     max_model_len: usize,
     max_patches: usize,
     vision_rows: usize,
@@ -30,19 +30,19 @@ impl Sizes {
             return Err(Error::Setup(format!("--max-model-len {wanted}: the model's context is {}", model.max_position_embeddings)));
         }
         let num_blocks = match config.kv_cache {
-            KvBudget::Blocks(n) => n,
-            KvBudget::Bytes(bytes) => bytes / block_bytes,
-            KvBudget::Auto if own_memory => 0,
+            KvBudget::Blocks(n) => Some(n),
+            KvBudget::Bytes(bytes) => Some(bytes / block_bytes),
+            KvBudget::Auto if own_memory => None,
             KvBudget::Auto => {
                 let slot = config.max_model_len.unwrap_or(model.max_position_embeddings).min(AUTO_SLOT_TOKENS);
                 // One sequence of the length that was asked for fits in any case.
                 let least = config.max_model_len.unwrap_or(0).div_ceil(BLOCK_SIZE);
-                (config.max_num_seqs * slot.div_ceil(BLOCK_SIZE)).min(AUTO_KV_BYTES / block_bytes).max(least) + 2
+                Some((config.max_num_seqs * slot.div_ceil(BLOCK_SIZE)).min(AUTO_KV_BYTES / block_bytes).max(least) + 2)
             }
         };
         let wanted = match num_blocks {
-            0 => config.max_model_len.unwrap_or(model.max_position_embeddings),
-            n => fitting_context(n, config.max_model_len, model.max_position_embeddings, block_bytes)?,
+            None => config.max_model_len.unwrap_or(model.max_position_embeddings),
+            Some(n) => fitting_context(n, config.max_model_len, model.max_position_embeddings, block_bytes)?,
         };
         let merge_unit = model.vision.as_ref().map_or(1, |v| v.merge_unit());
         let max_patches = if model.vision.is_some() { config.max_patches.min(wanted * merge_unit) / merge_unit * merge_unit } else { 0 };
@@ -57,13 +57,14 @@ impl Sizes {
     ///
     /// What is left does not hold one sequence of the context that was asked for.
     pub fn settle(&mut self, memory: Memory, config: &EngineConfig, block_bytes: usize) -> Result<()> {
-        if self.num_blocks > 0 {
+        if self.num_blocks.is_some() {
             return Ok(());
         }
         let kept = (memory.total as f64 * (1.0 - config.gpu_memory_utilization)) as usize;
         let left = memory.free.saturating_sub(kept);
-        self.num_blocks = left / block_bytes;
-        self.max_model_len = fitting_context(self.num_blocks, config.max_model_len, self.max_model_len, block_bytes).map_err(|e| {
+        let num_blocks = left / block_bytes;
+        self.num_blocks = Some(num_blocks);
+        self.max_model_len = fitting_context(num_blocks, config.max_model_len, self.max_model_len, block_bytes).map_err(|e| {
             Error::Setup(format!(
                 "{e} (of {} bytes on the device {} are free beside weights and buffers, and --gpu-memory-utilization {} keeps {kept})",
                 memory.total, memory.free, config.gpu_memory_utilization
@@ -72,9 +73,13 @@ impl Sizes {
         Ok(())
     }
 
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks.unwrap_or_else(|| panic!("the cache was used before its size was settled"))
+    }
+
     /// As [`Sizes::info`], once the cache has its size.
     pub fn info_of_cache(&self, info: EngineInfo) -> EngineInfo {
-        EngineInfo { max_model_len: self.max_model_len, num_blocks: self.num_blocks, ..info }
+        EngineInfo { max_model_len: self.max_model_len, num_blocks: self.num_blocks(), ..info }
     }
 
     pub fn info(&self, model: &ModelConfig, config: &EngineConfig, device: String) -> EngineInfo {
@@ -85,7 +90,7 @@ impl Sizes {
             max_model_len: self.max_model_len,
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: rows(config),
-            num_blocks: self.num_blocks,
+            num_blocks: self.num_blocks.unwrap_or(0),
             max_patches: self.max_patches,
             max_media_tokens: self.vision_rows,
             merge_unit: self.merge_unit,
@@ -96,7 +101,7 @@ impl Sizes {
         SchedulerConfig {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: rows(config),
-            num_blocks: self.num_blocks,
+            num_blocks: self.num_blocks(),
             counts_rows: counts_rows(config),
             prefix_caching: config.prefix_caching,
             vision_rows: self.vision_rows,
@@ -142,4 +147,23 @@ fn fitting_context(num_blocks: usize, asked: Option<usize>, most: usize, block_b
         )));
     }
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_that_holds_no_sequence_is_refused_with_the_numbers() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/tiny-vl");
+        let model = ModelConfig::load(&folder).unwrap();
+        let sizes =
+            |kv_cache, max_model_len| Sizes::new(&model, &EngineConfig { kv_cache, max_model_len, ..Default::default() }, 4096, false);
+        for (budget, asked) in [(KvBudget::Bytes(100), None), (KvBudget::Blocks(2), None), (KvBudget::Blocks(9), Some(256))] {
+            let refusal = sizes(budget, asked).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(refusal.contains("--kv-cache-memory"), "{budget:?}: {refusal}");
+        }
+        assert_eq!(sizes(KvBudget::Blocks(10), Some(256)).unwrap().num_blocks(), 10);
+        assert_eq!(sizes(KvBudget::Bytes(12 * 4096), None).unwrap().max_model_len, 320);
+    }
 }
