@@ -13,33 +13,31 @@
 //
 // Decomposition: a persistent grid walks (item, kv head) pairs; an item is up to 64 (wide) or 16 (narrow) rows of queries (row of the step
 // × query heads of the kv head) and the keys they see. Prefix items carry all rows of a group, so that a prompt is read once per group;
-// suffix items the rows of one sequence. Four warps share a tile: for the scores each takes 16 of its 64 keys, for the output each takes a
-// quarter of the dimensions; weights and row maxima pass through shared memory. The next tile (of the next item too) is on its way by
-// 16-byte cp.async while one is computed.
-// Bytes moved: keys and values of each item once (4 · D bytes a key and kv head), O and LSE of split items once out and once in.
+// suffix items the rows of one sequence. A suffix item may go on from the partials of its prompt, which an earlier launch wrote; so nothing
+// is merged afterwards where there are rows enough to fill the device. Where there are not, a row's chunks are items of their own, and the
+// block that finishes the last of them (a counter a row and kv head tells) merges them, in their order, whoever computed them.
+// Four warps share a tile of keys and up to 16 · MT rows: for the scores each takes 16 of its 64 keys, for the output each takes a quarter of
+// the dimensions; weights and row maxima pass through shared memory. A wide block has two such teams on the same keys. The next tiles (of the
+// next items too), their queries and entries are on their way by 16-byte cp.async while one is computed.
+// Bytes moved: keys and values of each item once (4 · D bytes a key and kv head), O and LSE of partials once out and once in.
 #include "common.cuh"
 
 struct AttentionItem {
-    u32 first_entry, num_entries, prompt_table, prompt_keys, own_table, own_keys, unused0, unused1;
+    u32 first_entry, num_entries, prompt_table, prompt_keys, own_table, own_keys, counted, unused;
 };
 static_assert(sizeof(AttentionItem) == 32, "AttentionItem");
 
 struct AttentionEntry {
-    u32 row, prompt_keys, own_keys, partial;
+    u32 row, prompt_keys, own_keys, partial, first_partial, num_partials, counter, unused;
 };
-static_assert(sizeof(AttentionEntry) == 16, "AttentionEntry");
+static_assert(sizeof(AttentionEntry) == 32, "AttentionEntry");
 
-struct AttentionCombine {
-    u32 row, first_partial, num_partials, unused;
-};
-static_assert(sizeof(AttentionCombine) == 16, "AttentionCombine");
-
-constexpr u32 THREADS = 128;
+// Warps of a team.
 constexpr u32 WARPS = 4;
 constexpr u32 TILE = ATTENTION_TILE;
 constexpr u32 TILES_A_CHUNK = ATTENTION_CHUNK / ATTENTION_TILE;
 
-// ---- merging chunks; every rounding is spelled out, since both users must give the same bits
+// ---- merging chunks; every rounding is spelled out, since direct and split rows must have the same bits
 
 struct Merge {
     f32 a, b, inverse, lse;
@@ -70,28 +68,34 @@ struct Args {
     u16* out;
     f32* partial_o;
     f32* partial_lse;
+    u32* finished;
+    // Whether the launch before this one is the wide walk of the same step: then only what that wrote must be waited for.
+    u32 after_wide;
 };
 
-// A place in the walk over tiles: which item and kv head, which of its tiles.
+// A place in the walk over tiles that are loaded: which item and kv head, which of its tiles.
 struct Cursor {
-    u32 work, head, first_entry, num_rows;
+    u32 work, head, first_entry, num_entries, counted;
     u32 prompt_table, prompt_keys, own_table, own_keys;
     u32 prompt_tiles, tiles, tile;
+    // Items before this one.
+    u32 item;
     // Of this tile: its blocks and how many keys it has.
     u32 block0, block1, keys;
 
     __device__ __forceinline__ bool valid(const Args& args) const { return work < args.num_work; }
 
     __device__ __forceinline__ void load_item(const Args& args) {
-        const uint4* item = reinterpret_cast<const uint4*>(args.items + work / args.num_kv_heads);
-        uint4 x = item[0], y = item[1];
+        const uint4* from = reinterpret_cast<const uint4*>(args.items + work / args.num_kv_heads);
+        uint4 x = from[0], y = from[1];
         head = work % args.num_kv_heads;
         first_entry = x.x;
-        num_rows = x.y * args.shared;
+        num_entries = x.y;
         prompt_table = x.z;
         prompt_keys = x.w;
         own_table = y.x;
         own_keys = y.y;
+        counted = y.z;
         prompt_tiles = cdiv(prompt_keys, TILE);
         tiles = prompt_tiles + cdiv(own_keys, TILE);
         tile = 0;
@@ -112,6 +116,7 @@ struct Cursor {
 
     __device__ __forceinline__ void start(const Args& args) {
         work = blockIdx.x;
+        item = 0;
         if (valid(args)) {
             load_item(args);
             load_blocks(args);
@@ -122,6 +127,7 @@ struct Cursor {
         tile++;
         if (tile == tiles) {
             work += gridDim.x;
+            item++;
             if (!valid(args)) return;
             load_item(args);
         }
@@ -129,30 +135,43 @@ struct Cursor {
     }
 };
 
+// What is needed to compute with a tile once it is there.
+struct View {
+    u32 head, num_rows, item, flags, segment_tile, segment_keys, unused0, unused1;
+};
+constexpr u32 FIRST = 1, LAST = 2, PROMPT = 4, COUNTED = 8;
+
 // ---- shared memory
 
-template <u32 DP, u32 MT>
+template <u32 DP, u32 MT, u32 TEAMS, u32 STAGES>
 struct Smem {
-    static constexpr u32 ROWS = 16 * MT;
+    static constexpr u32 THREADS = 32 * WARPS * TEAMS;
+    static constexpr u32 ROWS = 16 * MT * TEAMS;
     static constexpr u32 KEYS = TILE * Tile<DP>::ROW;
     static constexpr u32 STAGE = 2 * KEYS;
-    static constexpr u32 Q = 2 * STAGE;
-    static constexpr u32 P = Q + ROWS * Tile<DP>::ROW;
+    static constexpr u32 QUERIES = ROWS * Tile<DP>::ROW;
+    static constexpr u32 ENTRIES = ROWS * sizeof(AttentionEntry);
+    // Keys and values by stage, queries and entries by item: no more items are under way than stages.
+    static constexpr u32 Q = STAGES * STAGE;
+    static constexpr u32 E = Q + STAGES * QUERIES;
+    static constexpr u32 VIEWS = E + STAGES * ENTRIES;
+    static constexpr u32 P = VIEWS + STAGES * 128;
     static constexpr u32 MAX = P + ROWS * Tile<TILE>::ROW;
     static constexpr u32 SUM = MAX + WARPS * ROWS * 4;
 };
 
-template <u32 DP>
+template <u32 DP, u32 THREADS>
 __device__ __forceinline__ void load_keys_and_values(const Args& args, const Cursor& c, u32 stage) {
     constexpr u32 PIECES = DP / 8;
-    static_assert(TILE * PIECES % THREADS == 0, "whole rounds");
+    constexpr u32 COUNT = TILE * PIECES;
     u64 side = (u64)args.num_kv_heads * BLOCK_SIZE * DP;
     const u16* head = args.kv + (u64)c.head * BLOCK_SIZE * DP;
     const u16* first = head + (u64)c.block0 * 2 * side;
     const u16* second = head + (u64)c.block1 * 2 * side;
 #pragma unroll
-    for (u32 j = 0; j < TILE * PIECES / THREADS; j++) {
+    for (u32 j = 0; j < (COUNT + THREADS - 1) / THREADS; j++) {
         u32 i = threadIdx.x + j * THREADS;
+        if (COUNT % THREADS != 0 && i >= COUNT) break;
         u32 row = i / PIECES, piece = i % PIECES;
         const u16* src = (row < BLOCK_SIZE ? first : second) + (row % BLOCK_SIZE) * DP + piece * 8;
         u32 bytes = row < c.keys ? 16 : 0;
@@ -162,23 +181,27 @@ __device__ __forceinline__ void load_keys_and_values(const Args& args, const Cur
     }
 }
 
-template <u32 DP, u32 MT>
-__device__ __forceinline__ void load_queries(const Args& args, const Cursor& c, u8* smem) {
+// An item's entries and queries; rows beyond its own are zero.
+template <u32 DP, u32 THREADS, u32 ROWS>
+__device__ __forceinline__ void load_queries(const Args& args, const Cursor& c, u8* entries, u8* queries) {
     constexpr u32 PIECES = DP / 8;
-    constexpr u32 COUNT = 16 * MT * PIECES;
+    constexpr u32 COUNT = ROWS * PIECES;
+    const AttentionEntry* from = args.entries + c.first_entry;
+    for (u32 i = threadIdx.x; i < 2 * c.num_entries; i += THREADS) cp_async16(smem_u32(entries + 16 * i), reinterpret_cast<const u8*>(from) + 16 * i, 16);
+    const u32 num_rows = c.num_entries * args.shared;
 #pragma unroll
     for (u32 j = 0; j < (COUNT + THREADS - 1) / THREADS; j++) {
         u32 i = threadIdx.x + j * THREADS;
         if (COUNT % THREADS != 0 && i >= COUNT) break;
         u32 row = i / PIECES, piece = i % PIECES;
-        bool used = row < c.num_rows && piece * 8 < args.head_dim;
+        bool used = row < num_rows && piece * 8 < args.head_dim;
         const u16* src = args.q;
         if (used) {
             u32 entry = row / args.shared;
             u32 head = c.head * args.shared + row - entry * args.shared;
-            src += ((u64)args.entries[c.first_entry + entry].row * args.num_heads + head) * args.head_dim + piece * 8;
+            src += ((u64)from[entry].row * args.num_heads + head) * args.head_dim + piece * 8;
         }
-        u8* dst = smem + Smem<DP, MT>::Q + Tile<DP>::at(row, piece);
+        u8* dst = queries + Tile<DP>::at(row, piece);
         if (args.head_dim % 8 == 0) {
             cp_async16(smem_u32(dst), src, used ? 16 : 0);
         } else {
@@ -188,9 +211,117 @@ __device__ __forceinline__ void load_queries(const Args& args, const Cursor& c, 
     }
 }
 
-template <u32 DP, u32 MT>
+// ---- split rows
+
+// Merges the partials of a row for the query heads of a kv head, in ascending order: `DP / 2` threads a head, two dimensions a thread.
+template <u32 DP, u32 THREADS>
+__device__ __forceinline__ void combine(const Args& args, const AttentionEntry& entry, u32 kv_head) {
+    constexpr u32 AHEAD = 2;
+    constexpr u32 LANES = DP / 2;
+    const u32 d = 2 * (threadIdx.x % LANES);
+    const u32 num_partials = entry.num_partials;
+#pragma unroll 1
+    for (u32 i = threadIdx.x / LANES; i < args.shared; i += THREADS / LANES) {
+        const u32 head = kv_head * args.shared + i;
+        const u64 first_place = (u64)entry.first_partial * args.num_heads + head;
+        const f32* next_lse = args.partial_lse + first_place;
+        const f32* next_o = args.partial_o + first_place * DP + d;
+        f32 total_lse = load_shared_by_all(next_lse);
+        float2 total = load_shared_by_all(reinterpret_cast<const float2*>(next_o));
+#pragma unroll 1
+        for (u32 first = 1; first < num_partials; first += AHEAD) {
+            f32 lse[AHEAD];
+            float2 o[AHEAD];
+#pragma unroll
+            for (u32 j = 0; j < AHEAD; j++) {
+                if (first + j < num_partials) {
+                    next_lse += args.num_heads;
+                    next_o += args.num_heads * DP;
+                    lse[j] = load_shared_by_all(next_lse);
+                    o[j] = load_shared_by_all(reinterpret_cast<const float2*>(next_o));
+                }
+            }
+#pragma unroll
+            for (u32 j = 0; j < AHEAD; j++) {
+                if (first + j < num_partials) {
+                    Merge merge = merge_weights(total_lse, lse[j]);
+                    total.x = merge_value(merge, total.x, o[j].x);
+                    total.y = merge_value(merge, total.y, o[j].y);
+                    total_lse = merge.lse;
+                }
+            }
+        }
+        if (d < args.head_dim) *reinterpret_cast<u32*>(args.out + ((u64)entry.row * args.num_heads + head) * args.head_dim + d) = f2bf2(total.x, total.y);
+    }
+}
+
+// After a block has written the partials of an item with counted entries: rows that are whole now are merged here. `last` is shared memory
+// of a word an entry.
+template <u32 DP, u32 THREADS>
+__device__ __forceinline__ void finish_rows(const Args& args, const View& v, const AttentionEntry* entries, u32* last) {
+    const u32 num_entries = v.num_rows / args.shared;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x < num_entries) {
+        const AttentionEntry& entry = entries[threadIdx.x];
+        bool whole = false;
+        if (entry.counter != NONE) {
+            u32* finished = args.finished + entry.counter * args.num_kv_heads + v.head;
+            whole = atomicAdd(finished, 1u) + 1 == entry.num_partials;
+            // Ready for the next layer.
+            if (whole) *finished = 0;
+        }
+        last[threadIdx.x] = whole;
+    }
+    __syncthreads();
+    __threadfence();
+#pragma unroll 1
+    for (u32 i = 0; i < num_entries; i++) {
+        if (last[i] != 0) combine<DP, THREADS>(args, entries[i], v.head);
+    }
+}
+
+// ---- rows that go on from their prompt
+
+// Merges `num` partials, the first at `place`, for one row of a thread's dimensions: `h` says which half of the accumulator.
+template <u32 DP, u32 OWN>
+__device__ __forceinline__ void continue_from(const Args& args, u64 place, u32 num, u32 first_d, f32& total_lse, f32 (&total)[OWN][4], u32 h) {
+    constexpr u32 AHEAD = 2;
+    wait_for_earlier_kernel();
+#pragma unroll 1
+    for (u32 first = 0; first < num; first += AHEAD) {
+        f32 lse[AHEAD];
+        float2 o[AHEAD][OWN];
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
+            if (first + i >= num) break;
+            lse[i] = args.partial_lse[place];
+#pragma unroll
+            for (u32 j = 0; j < OWN; j++) {
+                o[i][j] = float2{0.0f, 0.0f};
+                if (first_d + 8 * j < DP) o[i][j] = *reinterpret_cast<const float2*>(args.partial_o + place * DP + first_d + 8 * j);
+            }
+            place += args.num_heads;
+        }
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
+            if (first + i >= num) break;
+            bool alone = first + i == 0;
+            Merge merge = merge_weights(total_lse, lse[i]);
+#pragma unroll
+            for (u32 j = 0; j < OWN; j++) {
+                total[j][2 * h] = alone ? o[i][j].x : merge_value(merge, total[j][2 * h], o[i][j].x);
+                total[j][2 * h + 1] = alone ? o[i][j].y : merge_value(merge, total[j][2 * h + 1], o[i][j].y);
+            }
+            total_lse = alone ? lse[i] : merge.lse;
+        }
+    }
+}
+
+template <u32 DP, u32 MT, u32 TEAMS, u32 STAGES>
 __device__ __forceinline__ void attend(const Args& args) {
-    using S = Smem<DP, MT>;
+    using S = Smem<DP, MT, TEAMS, STAGES>;
+    constexpr u32 THREADS = S::THREADS;
     constexpr u32 K_STEPS = DP / 16;
     // Eights of dimensions that a warp has, and all of them.
     constexpr u32 EIGHTS = DP / 8;
@@ -200,7 +331,8 @@ __device__ __forceinline__ void attend(const Args& args) {
     const u32 base = smem_u32(smem);
     f32* row_max = reinterpret_cast<f32*>(smem + S::MAX);
     f32* row_sum = reinterpret_cast<f32*>(smem + S::SUM);
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 warp = threadIdx.x / 32 % WARPS, lane = threadIdx.x % 32;
+    const u32 first_row = threadIdx.x / (32 * WARPS) * 16 * MT;
     const u32 g = lane / 4, t = lane % 4;
     const f32 scale = args.scale * LOG2_E;
 
@@ -210,56 +342,81 @@ __device__ __forceinline__ void attend(const Args& args) {
 
     Cursor next;
     next.start(args);
-    if (!next.valid(args)) return;
-    u32 stage = 0;
-    load_keys_and_values<DP>(args, next, base);
-    load_queries<DP, MT>(args, next, smem);
-    cp_async_commit();
-    Cursor cur = next;
-    next.advance(args);
+    // Lists are there since the step began, queries and keys since the launch before.
+    if (!args.after_wide) wait_for_earlier_kernel();
+    if (TEAMS > 1) let_next_kernel_begin();
+    auto load = [&](u32 stage) {
+        if (next.valid(args)) {
+            load_keys_and_values<DP, THREADS>(args, next, base + stage * S::STAGE);
+            u32 slot = next.item % STAGES;
+            if (next.tile == 0) load_queries<DP, THREADS, S::ROWS>(args, next, smem + S::E + slot * S::ENTRIES, smem + S::Q + slot * S::QUERIES);
+            if (threadIdx.x == 0) {
+                u32 flags = (next.tile == 0 ? FIRST : 0) | (next.tile + 1 == next.tiles ? LAST : 0) | (next.in_prompt() ? PROMPT : 0) | (next.counted ? COUNTED : 0);
+                View view = {next.head, next.num_entries * args.shared, slot, flags, next.segment_tile(), next.segment_keys(), 0, 0};
+                *reinterpret_cast<View*>(smem + S::VIEWS + stage * 128) = view;
+            }
+            next.advance(args);
+        }
+        cp_async_commit();
+    };
+    // Tiles of this block that are not computed yet, of those that are loaded.
+    u32 ahead = 0;
+#pragma unroll
+    for (u32 stage = 0; stage + 1 < STAGES; stage++) {
+        ahead += next.valid(args);
+        load(stage);
+    }
 
     u32 q_kept[MT == 1 ? K_STEPS : 1][4];
     u32 seen[MT][2];
     f32 m[MT][2], l[MT][2], o[MT][OWN][4];
     f32 total_lse[MT][2], total[MT][OWN][4];
 
-    while (true) {
-        const u32 tile = cur.segment_tile();
+    for (u32 stage = 0; ahead > 0; ahead--, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        ahead += next.valid(args);
+        load(stage == 0 ? STAGES - 1 : stage - 1);
+
+        const View v = *reinterpret_cast<const View*>(smem + S::VIEWS + stage * 128);
+        const AttentionEntry* entries = reinterpret_cast<const AttentionEntry*>(smem + S::E + v.item * S::ENTRIES);
+        const u32 queries_at = base + S::Q + v.item * S::QUERIES;
+        const u32 keys_at = base + stage * S::STAGE;
+        const u32 values_at = keys_at + S::KEYS;
+        const u32 tile = v.segment_tile;
         if (tile % TILES_A_CHUNK == 0) {
 #pragma unroll
             for (u32 mt = 0; mt < MT; mt++) {
 #pragma unroll
                 for (u32 h = 0; h < 2; h++) {
-                    u32 row = 16 * mt + g + 8 * h;
+                    u32 row = first_row + 16 * mt + g + 8 * h;
                     seen[mt][h] = 0;
-                    if (row < cur.num_rows) {
-                        const AttentionEntry* entry = args.entries + cur.first_entry + row / args.shared;
-                        seen[mt][h] = cur.in_prompt() ? entry->prompt_keys : entry->own_keys;
-                    }
                     m[mt][h] = neg_inf();
                     l[mt][h] = 0.0f;
-                    if (cur.tile == 0) total_lse[mt][h] = neg_inf();
+                    if (v.flags & FIRST) total_lse[mt][h] = neg_inf();
+                    if (row < v.num_rows) {
+                        u32 index = row / args.shared;
+                        const AttentionEntry& entry = entries[index];
+                        seen[mt][h] = v.flags & PROMPT ? entry.prompt_keys : entry.own_keys;
+                        if ((v.flags & FIRST) && entry.partial == NONE && entry.num_partials > 0) {
+                            // The row goes on from its prompt.
+                            u32 head = v.head * args.shared + row - index * args.shared;
+                            u64 place = (u64)entry.first_partial * args.num_heads + head;
+                            continue_from<DP>(args, place, entry.num_partials, warp * OWN * 8 + 2 * t, total_lse[mt][h], total[mt], h);
+                        }
+                    }
                 }
 #pragma unroll
                 for (u32 j = 0; j < OWN; j++) {
 #pragma unroll
-                    for (u32 e = 0; e < 4; e++) {
-                        o[mt][j][e] = 0.0f;
-                        if (cur.tile == 0) total[mt][j][e] = 0.0f;
-                    }
+                    for (u32 e = 0; e < 4; e++) o[mt][j][e] = 0.0f;
                 }
             }
         }
-
-        cp_async_wait_all();
-        __syncthreads();
-        const u32 keys_at = base + stage * S::STAGE;
-        const u32 values_at = keys_at + S::KEYS;
-        if (next.valid(args)) load_keys_and_values<DP>(args, next, base + (stage ^ 1) * S::STAGE);
         if constexpr (MT == 1) {
-            if (cur.tile == 0) {
+            if (v.flags & FIRST) {
 #pragma unroll
-                for (u32 k = 0; k < K_STEPS; k++) ldmatrix_x4(q_kept[k], base + S::Q + Tile<DP>::at(a_row, 2 * k + a_piece));
+                for (u32 k = 0; k < K_STEPS; k++) ldmatrix_x4(q_kept[k], queries_at + Tile<DP>::at(first_row + a_row, 2 * k + a_piece));
             }
         }
 
@@ -281,7 +438,7 @@ __device__ __forceinline__ void attend(const Args& args) {
                     mma(s[mt][1], q_kept[k], b[2], b[3]);
                 } else {
                     u32 a[4];
-                    ldmatrix_x4(a, base + S::Q + Tile<DP>::at(16 * mt + a_row, 2 * k + a_piece));
+                    ldmatrix_x4(a, queries_at + Tile<DP>::at(first_row + 16 * mt + a_row, 2 * k + a_piece));
                     mma(s[mt][0], a, b[0], b[1]);
                     mma(s[mt][1], a, b[2], b[3]);
                 }
@@ -302,20 +459,17 @@ __device__ __forceinline__ void attend(const Args& args) {
                 }
                 most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
                 most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
-                if (t == 0) row_max[warp * S::ROWS + 16 * mt + g + 8 * h] = most;
+                if (t == 0) row_max[warp * S::ROWS + first_row + 16 * mt + g + 8 * h] = most;
             }
         }
         __syncthreads();
-        // All have read this item's queries by now.
-        if (next.valid(args) && next.tile == 0) load_queries<DP, MT>(args, next, smem);
-        cp_async_commit();
 
         f32 alpha[MT][2];
 #pragma unroll
         for (u32 mt = 0; mt < MT; mt++) {
 #pragma unroll
             for (u32 h = 0; h < 2; h++) {
-                u32 row = 16 * mt + g + 8 * h;
+                u32 row = first_row + 16 * mt + g + 8 * h;
                 f32 most = m[mt][h];
 #pragma unroll
                 for (u32 w = 0; w < WARPS; w++) most = fmaxf(most, row_max[w * S::ROWS + row]);
@@ -340,7 +494,7 @@ __device__ __forceinline__ void attend(const Args& args) {
         for (u32 mt = 0; mt < MT; mt++) {
 #pragma unroll
             for (u32 h = 0; h < 2; h++) {
-                const f32* sums = row_sum + 16 * mt + g + 8 * h;
+                const f32* sums = row_sum + first_row + 16 * mt + g + 8 * h;
                 f32 sum = (sums[0] + sums[S::ROWS]) + (sums[2 * S::ROWS] + sums[3 * S::ROWS]);
                 l[mt][h] = fmaf(l[mt][h], alpha[mt][h], sum);
 #pragma unroll
@@ -356,7 +510,7 @@ __device__ __forceinline__ void attend(const Args& args) {
             for (u32 k = 0; k < TILE / 16; k++) {
                 u32 a[MT][4];
 #pragma unroll
-                for (u32 mt = 0; mt < MT; mt++) ldmatrix_x4(a[mt], base + S::P + Tile<TILE>::at(16 * mt + a_row, 2 * k + a_piece));
+                for (u32 mt = 0; mt < MT; mt++) ldmatrix_x4(a[mt], base + S::P + Tile<TILE>::at(first_row + 16 * mt + a_row, 2 * k + a_piece));
 #pragma unroll
                 for (u32 j = 0; j < OWN; j += 2) {
                     // Keys 0..8 and 8..16 of the step for one eight of dimensions, then for the next.
@@ -379,16 +533,16 @@ __device__ __forceinline__ void attend(const Args& args) {
 #pragma unroll
                     for (u32 mt = 0; mt < MT; mt++) {
                         u32 a[4];
-                        ldmatrix_x4(a, base + S::P + Tile<TILE>::at(16 * mt + a_row, 4 * half + a_piece));
+                        ldmatrix_x4(a, base + S::P + Tile<TILE>::at(first_row + 16 * mt + a_row, 4 * half + a_piece));
                         mma(o[mt][0], a, b[0], b[1]);
-                        ldmatrix_x4(a, base + S::P + Tile<TILE>::at(16 * mt + a_row, 4 * half + 2 + a_piece));
+                        ldmatrix_x4(a, base + S::P + Tile<TILE>::at(first_row + 16 * mt + a_row, 4 * half + 2 + a_piece));
                         mma(o[mt][0], a, b[2], b[3]);
                     }
                 }
             }
         }
 
-        if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= cur.segment_keys()) {
+        if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= v.segment_keys) {
             const u32 chunk = tile / TILES_A_CHUNK * ATTENTION_CHUNK;
 #pragma unroll
             for (u32 mt = 0; mt < MT; mt++) {
@@ -418,18 +572,17 @@ __device__ __forceinline__ void attend(const Args& args) {
             }
         }
 
-        if (cur.tile + 1 == cur.tiles) {
+        if (v.flags & LAST) {
 #pragma unroll
             for (u32 mt = 0; mt < MT; mt++) {
 #pragma unroll
                 for (u32 h = 0; h < 2; h++) {
-                    u32 row = 16 * mt + g + 8 * h;
-                    if (row < cur.num_rows) {
+                    u32 row = first_row + 16 * mt + g + 8 * h;
+                    if (row < v.num_rows) {
                         u32 index = row / args.shared;
-                        u32 head = cur.head * args.shared + row - index * args.shared;
-                        const AttentionEntry* entry = args.entries + cur.first_entry + index;
-                        u32 partial = entry->partial;
-                        u64 place = (u64)(partial == NONE ? entry->row : partial) * args.num_heads + head;
+                        u32 head = v.head * args.shared + row - index * args.shared;
+                        u32 partial = entries[index].partial;
+                        u64 place = (u64)(partial == NONE ? entries[index].row : partial) * args.num_heads + head;
 #pragma unroll
                         for (u32 j = 0; j < OWN; j++) {
                             u32 d = 8 * (warp * OWN + j) + 2 * t;
@@ -444,78 +597,26 @@ __device__ __forceinline__ void attend(const Args& args) {
                     }
                 }
             }
+            if (v.flags & COUNTED) finish_rows<DP, THREADS>(args, v, entries, reinterpret_cast<u32*>(row_sum));
         }
-
-        if (!next.valid(args)) break;
-        cur = next;
-        next.advance(args);
-        stage ^= 1;
     }
+    wait_for_earlier_kernel();
 }
 
 #define PARAMETERS                                                                                                                          \
-    const u16 *q, const u16 *kv, const u32 *counts, const AttentionItem *items, const AttentionEntry *entries, const u32 *tables,            \
-        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse
+    const u16 *q, const u16 *kv, const u32 *counts, const AttentionItem *items, const AttentionEntry *entries, const u32 *tables,           \
+        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse, u32 *finished, u32 after_wide
 #define ARGUMENTS(kind)                                                                                                                     \
     Args {                                                                                                                                  \
-        q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out, \
-            partial_o, partial_lse                                                                                                          \
+        q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out,\
+            partial_o, partial_lse, finished, after_wide                                                                                    \
     }
+// A wide block leaves room for a narrow one beside it, which the launch after it may begin with.
 #define KERNELS(DP)                                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(128, 2) attention_wide_##DP(PARAMETERS) { attend<DP, 4>(ARGUMENTS(0)); }                    \
-    extern "C" __global__ void __launch_bounds__(128, 3) attention_narrow_##DP(PARAMETERS) { attend<DP, 1>(ARGUMENTS(1)); }
+    extern "C" __global__ void __maxnreg__(168) attention_wide_##DP(PARAMETERS) { attend<DP, 2, 2, 2>(ARGUMENTS(0)); }\
+    extern "C" __global__ void __launch_bounds__(128, 2) attention_narrow_##DP(PARAMETERS) { attend<DP, 1, 1, 3>(ARGUMENTS(1)); }
 
 KERNELS(16)
 KERNELS(32)
 KERNELS(64)
 KERNELS(128)
-
-// Merges the partials of split rows: `padded_dim / 4` threads a (row, head), four dimensions a thread, partials in ascending order.
-extern "C" __global__ void __launch_bounds__(128) attention_combine(const u32* __restrict__ counts, const AttentionCombine* __restrict__ combines,
-                                                                    const f32* __restrict__ partial_o, const f32* __restrict__ partial_lse,
-                                                                    u32 num_heads, u32 head_dim, u32 padded_dim, u16* __restrict__ out) {
-    constexpr u32 AHEAD = 4;
-    const u32 lanes = padded_dim / 4;
-    const u32 teams = THREADS / lanes;
-    const u32 d = 4 * (threadIdx.x % lanes);
-    const u32 num_work = counts[2] * num_heads;
-    for (u32 work = blockIdx.x * teams + threadIdx.x / lanes; work < num_work; work += gridDim.x * teams) {
-        AttentionCombine c = combines[work / num_heads];
-        u32 head = work % num_heads;
-        f32 total_lse = 0.0f;
-        float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (u32 first = 0; first < c.num_partials; first += AHEAD) {
-            f32 lse[AHEAD];
-            float4 o[AHEAD];
-#pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) {
-                if (first + j < c.num_partials) {
-                    u64 place = (u64)(c.first_partial + first + j) * num_heads + head;
-                    lse[j] = partial_lse[place];
-                    o[j] = *reinterpret_cast<const float4*>(partial_o + place * padded_dim + d);
-                }
-            }
-#pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) {
-                if (first + j == 0) {
-                    total_lse = lse[j];
-                    total = o[j];
-                } else if (first + j < c.num_partials) {
-                    Merge merge = merge_weights(total_lse, lse[j]);
-                    total.x = merge_value(merge, total.x, o[j].x);
-                    total.y = merge_value(merge, total.y, o[j].y);
-                    total.z = merge_value(merge, total.z, o[j].z);
-                    total.w = merge_value(merge, total.w, o[j].w);
-                    total_lse = merge.lse;
-                }
-            }
-        }
-        u16* dst = out + ((u64)c.row * num_heads + head) * head_dim + d;
-        if (head_dim % 4 == 0) {
-            if (d < head_dim) *reinterpret_cast<uint2*>(dst) = uint2{f2bf2(total.x, total.y), f2bf2(total.z, total.w)};
-        } else {
-            if (d < head_dim) *reinterpret_cast<u32*>(dst) = f2bf2(total.x, total.y);
-            if (d + 2 < head_dim) *reinterpret_cast<u32*>(dst + 2) = f2bf2(total.z, total.w);
-        }
-    }
-}

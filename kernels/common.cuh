@@ -90,6 +90,41 @@ __device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 // a - b, 0 when that is below 0.
 __device__ __forceinline__ u32 minus(u32 a, u32 b) { return a > b ? a - b : 0; }
 
+// ---- what other blocks of the same launch wrote: past the multiprocessor's own cache
+
+__device__ __forceinline__ f32 load_shared_by_all(const f32* p) {
+    f32 x;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p) : "memory");
+    return x;
+}
+__device__ __forceinline__ float2 load_shared_by_all(const float2* p) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+    return v;
+}
+
+// ---- programmatic dependent launch: a kernel may be put on the device while the one before it ends
+
+// What the kernel before this one wrote is there when it returns. Every block calls it before it ends, so that the end of a kernel is the
+// end of all before it.
+__device__ __forceinline__ void wait_for_earlier_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next kernel may be put on once all blocks have said so. Said after the wait only: then everything before this kernel is there when the
+// next one begins.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// How most kernels begin.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+    wait_for_earlier_kernel();
+    let_next_kernel_begin();
+}
+
 // ---- asynchronous copies to shared memory
 
 __device__ __forceinline__ u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -99,7 +134,11 @@ __device__ __forceinline__ void cp_async16(u32 dst, const void* src, u32 bytes) 
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+// Waits until no more than N of the latest groups are under way.
+template <u32 N>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 // ---- tensor cores: m16n8k16, bf16 in, f32 out
 

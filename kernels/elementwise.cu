@@ -9,6 +9,7 @@ constexpr u32 THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(256) embed(const u32* __restrict__ ids, const u32* __restrict__ slots, const u32* __restrict__ last_tokens,
                                                         const u16* __restrict__ table, u32 table_stride, u32 width, f32* __restrict__ out) {
+    wait_for_earlier_kernels();
     u32 row = blockIdx.x;
     u32 slot = slots[row];
     u32 id = slot == NONE ? ids[row] : last_tokens[slot];
@@ -36,11 +37,13 @@ __device__ __forceinline__ void copy_row(const f32* __restrict__ src, f32* __res
 }
 
 extern "C" __global__ void __launch_bounds__(256) scatter_rows(const f32* __restrict__ src, const u32* __restrict__ pairs, u32 width, f32* __restrict__ out) {
+    wait_for_earlier_kernels();
     u32 from = pairs[2 * blockIdx.x], to = pairs[2 * blockIdx.x + 1];
     copy_row(src + (u64)from * width, out + (u64)to * width, width);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gather_rows(const f32* __restrict__ src, const u32* __restrict__ index, u32 width, f32* __restrict__ out) {
+    wait_for_earlier_kernels();
     copy_row(src + (u64)index[blockIdx.x] * width, out + (u64)blockIdx.x * width, width);
 }
 
@@ -62,6 +65,7 @@ __device__ __forceinline__ uint2 norm4(float4 x, float4 w, f32 scale) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict__ x, const f32* __restrict__ weight, f32 eps, u32 width, u16* __restrict__ out) {
+    wait_for_earlier_kernels();
     constexpr u32 KEPT = 4;
     const f32* row = x + (u64)blockIdx.x * width;
     u16* dst = out + (u64)blockIdx.x * width;
@@ -109,6 +113,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict
 __device__ __forceinline__ f32 silu_times(f32 gate, f32 up) { return gate / (1.0f + expf(-gate)) * up; }
 
 extern "C" __global__ void __launch_bounds__(256) silu_mul(const f32* __restrict__ gate_up, u32 rows, u32 width, u32 out_stride, u16* __restrict__ out) {
+    wait_for_earlier_kernels();
     u32 first = (blockIdx.x * THREADS + threadIdx.x) * 4;
     if (first >= width) return;
     for (u32 row = blockIdx.y; row < rows; row += gridDim.y) {
@@ -129,6 +134,7 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul(const f32* __restrict
 __device__ __forceinline__ f32 gelu_of(f32 x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
 extern "C" __global__ void __launch_bounds__(256) gelu(const f32* __restrict__ x, u32 n, u16* __restrict__ out) {
+    wait_for_earlier_kernels();
     u32 first = (blockIdx.x * THREADS + threadIdx.x) * 4;
     if (first + 4 <= n) {
         float4 v = *reinterpret_cast<const float4*>(x + first);
@@ -139,12 +145,23 @@ extern "C" __global__ void __launch_bounds__(256) gelu(const f32* __restrict__ x
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) patches_to_bf16(const f32* __restrict__ x, u32 n, u16* __restrict__ out) {
-    u32 first = (blockIdx.x * THREADS + threadIdx.x) * 4;
-    if (first + 4 <= n) {
-        float4 v = *reinterpret_cast<const float4*>(x + first);
-        *reinterpret_cast<uint2*>(out + first) = uint2{f2bf2(v.x, v.y), f2bf2(v.z, v.w)};
-    } else {
-        for (u32 i = first; i < n; i++) out[i] = f2bf(x[i]);
+// Takes the uploads of a step to their places: pieces in host memory, read over the bus where they are, one after the other. `end` is the sum
+// of the sizes so far; sizes are multiples of 16 bytes.
+struct Piece {
+    u64 src, dst, end;
+};
+static_assert(sizeof(Piece) == 24, "Piece");
+
+extern "C" __global__ void __launch_bounds__(256) deliver(const Piece* list, u32 num_pieces, u32 bytes) {
+    constexpr u32 MOST = 32;
+    __shared__ Piece pieces[MOST];
+    wait_for_earlier_kernels();
+    for (u32 i = threadIdx.x; i < num_pieces * 3; i += THREADS) reinterpret_cast<u64*>(pieces)[i] = reinterpret_cast<const u64*>(list)[i];
+    __syncthreads();
+    u32 piece = 0;
+    for (u64 at = 16 * (blockIdx.x * THREADS + threadIdx.x); at < bytes; at += 16 * gridDim.x * THREADS) {
+        while (pieces[piece].end <= at) piece++;
+        u64 offset = at - (piece == 0 ? 0 : pieces[piece - 1].end);
+        *reinterpret_cast<uint4*>(pieces[piece].dst + offset) = *reinterpret_cast<const uint4*>(pieces[piece].src + offset);
     }
 }

@@ -38,6 +38,7 @@ __device__ __forceinline__ void cos_sin(f64 x, f32& cos, f32& sin) {
 
 extern "C" __global__ void __launch_bounds__(256) rope_table(const i32* __restrict__ positions, const f32* __restrict__ inv_freq, const u32* __restrict__ axis,
                                                              u32 half, u32 rows, f32* __restrict__ out) {
+    wait_for_earlier_kernels();
     u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= rows * half) return;
     u32 row = i / half, f = i % half;
@@ -76,6 +77,7 @@ __device__ __forceinline__ void rotate1(const f32* x, const f32* bias, const f32
 extern "C" __global__ void __launch_bounds__(256) rope_qkv(const f32* __restrict__ qkv, const f32* __restrict__ bias, const f32* __restrict__ rope,
                                                            const u32* __restrict__ slot_mapping, u32 num_heads, u32 num_kv_heads, u32 head_dim,
                                                            u32 padded_dim, u16* __restrict__ q, u16* __restrict__ kv) {
+    wait_for_earlier_kernels();
     u32 row = blockIdx.x;
     u32 half = head_dim / 2;
     const f32* x = qkv + (u64)row * (num_heads + 2 * num_kv_heads) * head_dim;
@@ -116,6 +118,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_qkv(const f32* __restrict
 
 extern "C" __global__ void __launch_bounds__(256) rope_vision(const f32* __restrict__ qkv, const f32* __restrict__ bias, const f32* __restrict__ rope,
                                                               u32 num_heads, u32 head_dim, u16* __restrict__ q, u16* __restrict__ k, u16* __restrict__ v) {
+    wait_for_earlier_kernels();
     u32 row = blockIdx.x;
     u32 half = head_dim / 2;
     u32 width = num_heads * head_dim;

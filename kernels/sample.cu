@@ -110,11 +110,23 @@ __device__ __forceinline__ u64 block_scan(u64 x, u64* room, u64& total) {
 __device__ __forceinline__ bool penalises_counts(const SampleRow& row) {
     return row.counts_row != NONE && (row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f);
 }
-__device__ __forceinline__ bool changes_logits(const SampleRow& row) {
-    return row.banned_len > 0 || row.bias_len > 0 || row.repetition_penalty != 1.0f || penalises_counts(row);
+__device__ __forceinline__ bool changes_scores(const SampleRow& row) {
+    return row.bias_len > 0 || row.repetition_penalty != 1.0f || penalises_counts(row);
 }
+__device__ __forceinline__ bool changes_logits(const SampleRow& row) { return row.banned_len > 0 || changes_scores(row); }
 __device__ __forceinline__ bool filters(const SampleRow& row) {
     return row.temperature != 0.0f && (row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f);
+}
+// A row that asks for nothing but that a few ids are never drawn: they are passed over, and their share of the mass is known.
+constexpr u32 FEW = 8;
+__device__ __forceinline__ bool lacks_few(const SampleRow& row) {
+    return row.banned_len > 0 && row.banned_len <= FEW && row.temperature != 0.0f && !changes_scores(row) && !filters(row);
+}
+__device__ __forceinline__ bool contains(const u32* ids, u32 len, u32 id) {
+    for (u32 i = 0; i < len; i++) {
+        if (ids[i] == id) return true;
+    }
+    return false;
 }
 __device__ __forceinline__ f32 temperature_of(const SampleRow& row) { return row.temperature == 0.0f ? 1.0f : row.temperature; }
 __device__ __forceinline__ f32 over(f32 x, f32 temperature) { return temperature == 1.0f ? x : __fdiv_rn(x, temperature); }
@@ -139,8 +151,9 @@ __device__ __forceinline__ f32 one_plus(u32 word) { return __uint_as_float(0x3F8
 // More than what one_plus and the products below lose.
 constexpr f32 ONE_AND_SLACK = 1.0f + 1.0f / (1 << 20);
 
-extern "C" __global__ void __launch_bounds__(256, 3) sample_parts(const f32* __restrict__ logits, const SampleRow* __restrict__ rows, u32 vocab, u32 parts,
-                                                                  SamplePart* __restrict__ scratch) {
+extern "C" __global__ void __launch_bounds__(256, 3) sample_parts(const f32* __restrict__ logits, const SampleRow* __restrict__ rows, const u32* __restrict__ all_banned,
+                                                                  u32 vocab, u32 parts, SamplePart* __restrict__ scratch) {
+    wait_for_earlier_kernels();
     __shared__ u64 room[PART_THREADS / 32];
     __shared__ f32 room_f[PART_THREADS / 32];
     const SampleRow& row = rows[blockIdx.y];
@@ -148,7 +161,9 @@ extern "C" __global__ void __launch_bounds__(256, 3) sample_parts(const f32* __r
     const u32 first = blockIdx.x * PART;
     const f32 temperature = temperature_of(row);
     const f32 inverse = 1.0f / temperature;
-    const bool draws = row.temperature != 0.0f && row.forced == NONE && !changes_logits(row) && !filters(row);
+    const bool draws = row.temperature != 0.0f && row.forced == NONE && !filters(row) && (!changes_logits(row) || lacks_few(row));
+    const u32* banned = all_banned + row.banned_start;
+    const u32 banned_len = row.banned_len;
 
     f32 e[GROUPS][4];
 #pragma unroll
@@ -229,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) sample_parts(const f32* __r
         if (num <= FOUND) {
             for (u32 i = threadIdx.x; i < num; i += PART_THREADS) {
                 uint2 entry = found[i];
-                if (entry.x < vocab) best = max_u64(best, ranked(over(x[entry.x], temperature) + gumbel(entry.y), entry.x));
+                if (entry.x < vocab && !contains(banned, banned_len, entry.x)) best = max_u64(best, ranked(over(x[entry.x], temperature) + gumbel(entry.y), entry.x));
             }
             best = block_max<PART_THREADS>(best, room);
         }
@@ -243,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) sample_parts(const f32* __r
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) {
                     u32 id = 4 * group + i;
-                    if (id < vocab) best = max_u64(best, ranked(over(x[id], temperature) + gumbel(words.w[i]), id));
+                    if (id < vocab && !contains(banned, banned_len, id)) best = max_u64(best, ranked(over(x[id], temperature) + gumbel(words.w[i]), id));
                 }
             }
             best = block_max<PART_THREADS>(best, room);
@@ -311,6 +326,7 @@ struct Shared {
     u32 picked;
     u64 above, inside;
     u32 tie;
+    u32 full;
     Scores scores;
     u32 num_top;
     u32 top_ids[MAX_TOP_LOGPROBS];
@@ -454,6 +470,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) sample(const f32* __restric
                                                             const u32* bias_ids, const f32* bias_values, u32 vocab, u32 parts,
                                                             const SamplePart* __restrict__ scratch, u32* last_tokens, u32* seen, u32* counts,
                                                             Sampled* __restrict__ all_out) {
+    wait_for_earlier_kernels();
     extern __shared__ __align__(16) u8 dynamic[];
     __shared__ Shared shared;
     Histogram& histogram = *reinterpret_cast<Histogram*>(dynamic);
@@ -480,8 +497,9 @@ extern "C" __global__ void __launch_bounds__(512, 2) sample(const f32* __restric
         largest = max_u64(largest, here);
     }
     const f32 most = ranked_score(largest);
-    f64 log_sum = 0.0, log_raw = 0.0, mean = 0.0;
+    f64 log_sum = 0.0, log_raw = 0.0, mean = 0.0, log_kept = 0.0;
     u64 drawn = 0;
+    if (threadIdx.x == 0) shared.full = !lacks_few(row) && (changes_logits(row) || filters(row));
     if (threadIdx.x == 0 && corrupt == 0) {
         f64 sum = 0.0, weighted = 0.0, raw = 0.0;
         for (u32 i = 0; i < parts; i++) {
@@ -500,11 +518,21 @@ extern "C" __global__ void __launch_bounds__(512, 2) sample(const f32* __restric
         log_sum = log(sum);
         log_raw = log(raw);
         mean = weighted / sum;
+        if (lacks_few(row)) {
+            const u32* ids = banned + row.banned_start;
+            f64 lost = 0.0;
+            for (u32 i = 0; i < row.banned_len; i++) {
+                if (!contains(ids, i, ids[i])) lost += exp((f64)(over(logits[ids[i]], temperature) - over(most, temperature)) - log_sum);
+            }
+            // A difference of nearly equal numbers says nothing; then the rest is summed by itself.
+            shared.full = lost > 0.5;
+            log_kept = log1p(-fmin(lost, 0.5));
+        }
     }
     __syncthreads();
 
     u32 token = greedy ? ranked_id(largest) : ranked_id(drawn);
-    bool full = changes_logits(row) || filters(row);
+    const bool full = shared.full != 0;
     f32 logp_sampled = 0.0f;
     if (full && corrupt == 0) {
         Scores scores;
@@ -693,7 +721,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) sample(const f32* __restric
     out->token = token;
     out->logp = logp;
     out->logp_raw = (f32)((f64)(x - most) - log_raw);
-    out->logp_sampled = greedy ? 0.0f : full ? logp_sampled : logp;
+    out->logp_sampled = greedy ? 0.0f : full ? logp_sampled : log_kept == 0.0 ? logp : (f32)((f64)logp - log_kept);
     out->entropy = (f32)(log_sum - mean);
     out->corrupt = 0;
     out->num_top = num_top;
@@ -706,6 +734,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) sample(const f32* __restric
 // Prepares a slot: its last token, its seen tokens and, when it has one, its counts row. One block.
 extern "C" __global__ void __launch_bounds__(1024) reset_slot(u32* last_tokens, u32* seen, u32* counts, u32 vocab, u32 slot, u32 counts_row,
                                                               const u32* tokens, u32 num_prompt, u32 num_completion) {
+    wait_for_earlier_kernels();
     const u32 words = cdiv(vocab, 32);
     u32* bits = seen + (u64)slot * words;
     for (u32 i = threadIdx.x; i < words; i += blockDim.x) bits[i] = 0;

@@ -94,7 +94,7 @@ __device__ __forceinline__ void attend(const u16* q, const u16* k, const u16* v,
             next_key = next_start;
         }
 
-        cp_async_wait_all();
+        cp_async_wait<0>();
         __syncthreads();
         u8* keys = stages + stage * 2 * BYTES;
         if (more) {
@@ -207,11 +207,12 @@ __device__ __forceinline__ void attend(const u16* q, const u16* k, const u16* v,
     }
 }
 
-#define KERNEL(DP, BLOCKS)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(128, BLOCKS)                                                                            \
-        segment_attention_##DP(const u16* q, const u16* k, const u16* v, const u32* cu_seqlens, u32 num_segments, u32 num_heads,         \
-                               u32 head_dim, u32 rows, f32 scale, u16* out) {                                                            \
-        attend<DP>(q, k, v, cu_seqlens, num_segments, num_heads, head_dim, rows, scale, out);                                            \
+#define KERNEL(DP, BLOCKS)                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, BLOCKS)                                                                           \
+        segment_attention_##DP(const u16* q, const u16* k, const u16* v, const u32* cu_seqlens, u32 num_segments, u32 num_heads,        \
+                               u32 head_dim, u32 rows, f32 scale, u16* out) {                                                           \
+        wait_for_earlier_kernels();                                                                                                     \
+        attend<DP>(q, k, v, cu_seqlens, num_segments, num_heads, head_dim, rows, scale, out);                                           \
     }
 
 KERNEL(16, 3)

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
 
 use crate::backends::cuda;
-use crate::bench::{BenchConfig, WORKLOADS, Workload};
+use crate::bench::{BenchConfig, OutputLen, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
 use crate::processor::ProcessorOptions;
@@ -176,10 +176,19 @@ impl SelftestArgs {
     ///
     /// A device that is no GPU, or one that can't be used.
     pub fn config(&self) -> Result<SelftestConfig> {
-        match device(&self.device)? {
-            Device::Cpu => Err(Error::Setup(format!("--device {}: a GPU is tested, against the CPU", self.device))),
-            Device::Cuda(ordinal) => Ok(SelftestConfig { ordinal, small: self.small, model: self.model.clone() }),
-        }
+        Ok(SelftestConfig { ordinal: gpu(&self.device)?, small: self.small, model: self.model.clone() })
+    }
+}
+
+/// The number of a GPU.
+///
+/// # Errors
+///
+/// A device that is none, or one that can't be used.
+pub fn gpu(name: &str) -> Result<usize> {
+    match device(name)? {
+        Device::Cpu => Err(Error::Setup(format!("--device {name}: this is for a GPU"))),
+        Device::Cuda(ordinal) => Ok(ordinal),
     }
 }
 
@@ -197,12 +206,16 @@ impl BenchArgs {
             num_prompts: at_least_1("--num-prompts", self.num_prompts.unwrap_or(base.num_prompts))?,
             num_generations: at_least_1("--num-generations", self.num_generations.unwrap_or(base.num_generations))?,
             prompt_len: at_least_1("--prompt-len", self.prompt_len.unwrap_or(base.prompt_len))?,
-            output_len: at_least_1("--output-len", self.output_len.unwrap_or(base.output_len))?,
+            output: match self.output_len {
+                Some(len) => OutputLen::Exact(at_least_1("--output-len", len)?),
+                None => base.output,
+            },
+            image: base.image,
         };
         let repeat = at_least_1("--repeat", self.repeat)?;
         Ok(BenchConfig {
             folder,
-            engine: engine(&self.engine)?,
+            engine: EngineConfig { time_launches: self.time_launches, ..engine(&self.engine)? },
             workload,
             repeat,
             compare_single: self.compare_single,

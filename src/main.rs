@@ -8,7 +8,7 @@ use grouper::config::{Cli, Command, KernelsCommand, LogFormat};
 use grouper::error::{Error, Result};
 use grouper::hub::{self, HubEnv};
 use grouper::serve::Bars;
-use grouper::{api, bench, demo, selftest, serve};
+use grouper::{api, bench, config, demo, selftest, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,6 +34,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Selftest(args) => selftest::run(&args.config()?),
         Command::Kernels(KernelsCommand::Check { arch }) => selftest::check_kernels(&arch),
+        Command::Kernels(KernelsCommand::Tune { model, device }) => selftest::tune_gemms(config::gpu(&device)?, &model),
         Command::Openapi => {
             let document = api::openapi().to_pretty_json();
             println!("{}", document.map_err(|e| Error::Setup(format!("the OpenAPI document could not be written: {e}")))?);

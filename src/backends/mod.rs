@@ -99,6 +99,17 @@ pub struct Memory {
     pub total: usize,
 }
 
+/// What the launches of one kind took in decode steps of so many rows; 0 rows: in everything else.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchTime {
+    pub rows: u64,
+    pub launch: String,
+    pub calls: u64,
+    pub ms: f64,
+    /// Steps of so many rows that were measured.
+    pub steps: u64,
+}
+
 /// What one draw gives. All log-probabilities are natural logarithms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
@@ -277,6 +288,10 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Copies to the start of `dst`.
     fn upload<T: Element>(&self, src: &[T], dst: &mut Self::Buf<T>);
+    /// Runs uploads of a step, which may then travel as one.
+    fn together(&self, uploads: impl FnOnce(&Self)) {
+        uploads(self);
+    }
     /// Copies the start of `src`; waits for the device. For tests and diagnostics.
     fn download<T: Element>(&self, src: &Self::Buf<T>, dst: &mut [T]);
     /// `spans` index `tables` (block numbers); the plan must not be read by a step still running.
@@ -290,6 +305,11 @@ pub trait Backend: Sized + Send + 'static {
     /// only, since host code in it would not run on replay.
     fn graphed(&self, _key: u64, step: impl FnOnce(&Self)) {
         step(self);
+    }
+
+    /// What the device spent where since the last call, if it was told to measure that.
+    fn launch_times(&self) -> Vec<LaunchTime> {
+        Vec::new()
     }
 
     // Decoder.
@@ -328,13 +348,14 @@ pub trait Backend: Sized + Send + 'static {
     fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Self::Buf<Self::Float>, kv: &mut Self::Kv);
     /// Causal attention of a step over the paged cache, scale `head_dim^-0.5`, in the one order: per segment chunks of
     /// [`ATTENTION_CHUNK`] keys from its start, within a chunk an online softmax over tiles of [`ATTENTION_TILE`], unnormalised
-    /// weights rounded to `Float`, chunks merged in ascending order in f32.
+    /// weights rounded to `Float`, chunks merged in ascending order in f32. `rows`: of the step.
     fn attention(
         &self,
         q: &Self::Buf<Self::Float>,
         kv: &Self::Kv,
         plan: &Self::AttentionPlan,
         shape: HeadShape,
+        rows: usize,
         out: &mut Self::Buf<Self::Float>,
     );
     /// `silu(gate) · up` of `gate_up[rows, 2 · width]`, gate first.

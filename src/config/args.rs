@@ -37,6 +37,13 @@ pub enum KernelsCommand {
         #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_90a")]
         arch: Vec<String>,
     },
+    /// Time the GEMMs of a model on a GPU and print rows for kernels/gemm.tsv
+    Tune {
+        /// Folder of a model
+        model: PathBuf,
+        #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
+        device: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -170,7 +177,8 @@ pub struct BenchArgs {
     pub model: String,
     #[arg(long, default_value = "main")]
     pub revision: String,
-    /// W1 (64 × 8 completions of 1024 tokens), W3 (128 × 16 of 2048) or W6 (one of 512); the flags below change it
+    /// W1 (64 × 8 completions of 1024 tokens), W2 (32 × 8 of 512, an image each), W3 (128 × 16 of 2048), W4 (64 × 8, lognormal
+    /// lengths) or W6 (one of 512); the flags below change it
     #[arg(long, default_value = "W1")]
     pub workload: String,
     #[arg(long)]
@@ -181,12 +189,15 @@ pub struct BenchArgs {
     pub prompt_len: Option<usize>,
     #[arg(long)]
     pub output_len: Option<usize>,
-    /// Runs, of which each is printed
+    /// Runs, of which each is printed, then the median
     #[arg(long, default_value_t = 1)]
     pub repeat: usize,
     /// Also run every completion as a request of its own, one after the other
     #[arg(long)]
     pub compare_single: bool,
+    /// Launch kernels one by one and print what each kind takes in decode steps; slower than a run without it
+    #[arg(long)]
+    pub time_launches: bool,
     /// Write prompts, completions and log-probabilities of the last run here, as JSON
     #[arg(long, value_name = "FILE")]
     pub samples: Option<PathBuf>,

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::request::{GroupRequest, PolicyVersion, SampleEvent, SamplingParams};
 use super::vision_cache;
+use crate::backends::LaunchTime;
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
 
@@ -82,6 +83,8 @@ pub(super) enum Command {
     Abort(GroupId),
     /// Run the invariants of blocks and slots and report what is in use.
     Audit(tokio::sync::oneshot::Sender<Audit>),
+    /// Tell what launches took, and begin anew.
+    LaunchTimes(tokio::sync::oneshot::Sender<Vec<LaunchTime>>),
     /// Forget cached prefixes and vision features.
     ResetCaches,
     Shutdown,
@@ -184,6 +187,13 @@ impl EngineHandle {
         let (reply, audit) = tokio::sync::oneshot::channel();
         self.send(Command::Audit(reply))?;
         audit.await.map_err(|_| gone())
+    }
+
+    /// What the launches of decode steps took since the last call; nothing without [`super::EngineConfig::time_launches`].
+    pub async fn launch_times(&self) -> Result<Vec<LaunchTime>> {
+        let (reply, times) = tokio::sync::oneshot::channel();
+        self.send(Command::LaunchTimes(reply))?;
+        times.await.map_err(|_| gone())
     }
 
     pub fn reset_caches(&self) -> Result<()> {

@@ -52,6 +52,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Launch every kernel of a decode step by itself, to find faults.
     pub enforce_eager: bool,
+    /// Keep the time of every launch of decode steps, which are launched one by one for it.
+    pub time_launches: bool,
     pub prefix_caching: bool,
     /// Steps that may be on the device while the host plans the next: 0, 1 or 2.
     pub lag: usize,
@@ -72,6 +74,7 @@ impl Default for EngineConfig {
             kv_cache: KvBudget::Auto,
             gpu_memory_utilization: 0.9,
             enforce_eager: false,
+            time_launches: false,
             prefix_caching: true,
             lag: 1,
             threads: None,
@@ -122,7 +125,7 @@ pub fn start_on_device(folder: &Path, config: &EngineConfig) -> Result<(EngineHa
         Device::Cuda(_) if config.dtype != ServingDtype::Bfloat16 => {
             Err(Error::Setup(format!("a GPU serves bfloat16, not {}", config.dtype.name())))
         }
-        Device::Cuda(ordinal) => start(Cuda::new(ordinal, !config.enforce_eager)?, folder, config),
+        Device::Cuda(ordinal) => start(Cuda::new(ordinal, !config.enforce_eager, config.time_launches)?, folder, config),
     }
 }
 
@@ -246,6 +249,9 @@ impl<B: Backend> Engine<B> {
                 }
                 // Nobody waiting for the answer is nobody's problem.
                 let _ = reply.send(self.scheduler.audit());
+            }
+            Command::LaunchTimes(reply) => {
+                let _ = reply.send(self.runner.launch_times());
             }
             Command::ResetCaches => self.scheduler.reset_caches(),
             Command::Shutdown => self.draining = true,

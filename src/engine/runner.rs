@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
-use crate::backends::{Backend, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
+use crate::backends::{Backend, LaunchTime, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
@@ -110,6 +110,10 @@ impl<B: Backend> Runner<B> {
         self.backend.memory()
     }
 
+    pub fn launch_times(&self) -> Vec<LaunchTime> {
+        self.backend.launch_times()
+    }
+
     pub fn alloc_cache(&mut self, num_blocks: usize) -> Result<()> {
         let (b, shape) = (&self.backend, self.model.decoder.shape());
         self.kv = (0..self.model.decoder.num_layers()).map(|_| b.alloc_kv(num_blocks, shape)).collect::<Result<_>>()?;
@@ -175,19 +179,21 @@ impl<B: Backend> Runner<B> {
     }
 
     fn upload(&mut self, plan: &StepPlan) {
-        let (b, step) = (&self.backend, &mut self.step);
+        let step = &mut self.step;
         let positions: Vec<i32> = (0..3).flat_map(|axis| plan.positions.iter().map(move |p| p[axis])).collect();
-        b.upload(&plan.token_ids, &mut step.token_ids);
-        b.upload(&plan.token_slots, &mut step.token_slots);
-        b.upload(&positions, &mut step.positions);
-        b.upload(&plan.slot_mapping, &mut step.slot_mapping);
-        b.upload(plan.features.as_flattened(), &mut step.feature_pairs);
-        b.upload(&plan.logits_index, &mut step.logits_index);
-        b.upload(&plan.draws, &mut step.draws);
-        b.upload(&plan.banned, &mut step.banned);
-        b.upload(&plan.bias_ids, &mut step.bias_ids);
-        b.upload(&plan.bias_values, &mut step.bias_values);
-        b.plan_attention(&plan.spans, &plan.tables, &mut step.plan);
+        self.backend.together(|b| {
+            b.upload(&plan.token_ids, &mut step.token_ids);
+            b.upload(&plan.token_slots, &mut step.token_slots);
+            b.upload(&positions, &mut step.positions);
+            b.upload(&plan.slot_mapping, &mut step.slot_mapping);
+            b.upload(plan.features.as_flattened(), &mut step.feature_pairs);
+            b.upload(&plan.logits_index, &mut step.logits_index);
+            b.upload(&plan.draws, &mut step.draws);
+            b.upload(&plan.banned, &mut step.banned);
+            b.upload(&plan.bias_ids, &mut step.bias_ids);
+            b.upload(&plan.bias_values, &mut step.bias_values);
+            b.plan_attention(&plan.spans, &plan.tables, &mut step.plan);
+        });
     }
 
     /// Runs the tower over the media that a plan needs, as many a pass as fit.

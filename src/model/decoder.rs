@@ -125,7 +125,7 @@ impl<B: Backend> Decoder<B> {
             let rope =
                 RopeQkv { qkv: &act.qkv, bias: &layer.qkv_bias, rope: &act.rope, slot_mapping: step.slot_mapping, shape: self.shape, rows };
             b.rope_qkv(rope, &mut act.q, kv);
-            b.attention(&act.q, kv, step.plan, self.shape, &mut act.attended);
+            b.attention(&act.q, kv, step.plan, self.shape, rows, &mut act.attended);
             b.gemm(&act.attended, &layer.o, None, rows, Store::Add, &mut act.x);
             b.rms_norm(&act.x, &layer.post_norm, self.eps, rows, hidden, &mut act.normed);
             b.gemm(&act.normed, &layer.gate_up, None, rows, Store::Write, &mut act.gate_up);

@@ -113,7 +113,7 @@ impl Scene {
         b.plan_attention(spans, &tables, &mut plan);
         let q = upload(b, queries)?;
         let mut out = b.alloc(queries.len())?;
-        b.attention(&q, kv, &plan, self.shape, &mut out);
+        b.attention(&q, kv, &plan, self.shape, rows, &mut out);
         Ok(read_rounded(b, &out, queries.len()))
     }
 }

@@ -49,6 +49,7 @@ fn rows() -> Vec<(&'static str, Vec<SampleRow>)> {
             many(&|i| SampleRow { repetition_penalty: 1.2, presence_penalty: 0.4, frequency_penalty: 0.3, counts_row: i, ..plain }),
         ),
         ("bias and bans", many(&|i| SampleRow { banned_start: i, banned_len: 9, bias_start: i, bias_len: 5, ..plain })),
+        ("few bans", many(&|i| SampleRow { banned_start: i % 12, banned_len: 1 + i % 8, ..plain })),
         ("forced", many(&|i| SampleRow { forced: 17 + i, top_logprobs: i % 21, ..plain })),
         (
             "all together",
@@ -84,8 +85,13 @@ fn draw<B: Backend<Float = bf16>>(b: &B, vocab: usize, rows: &[SampleRow]) -> Re
     let mut logits = numbers.values(14 * vocab, 3.0);
     logits[12 * vocab + vocab / 2] = f32::NAN;
     logits[13 * vocab + vocab - 1] = f32::INFINITY;
+    let mut ids: Vec<u32> = (0..64).map(|_| numbers.below(vocab) as u32).collect();
+    // An id that is named twice, and rows of which nearly all is banned.
+    ids[10] = ids[9];
+    for row in [3, 7] {
+        logits[row * vocab + ids[row] as usize] = 25.0;
+    }
     let logits = upload(b, &logits)?;
-    let ids: Vec<u32> = (0..64).map(|_| numbers.below(vocab) as u32).collect();
     let values = numbers.values(64, 4.0);
     let (draws, banned, bias_values) = (upload(b, rows)?, upload(b, &ids)?, upload(b, &values)?);
     let mut state = SamplerState::new(b, rows.len(), rows.len(), vocab)?;

@@ -16,7 +16,7 @@ use crate::golden::{self, floats, ids, max_diff};
 use crate::{engine, golden_model};
 
 fn gpu() -> Option<Cuda> {
-    match Cuda::new(0, true) {
+    match Cuda::new(0, true, false) {
         Ok(cuda) => Some(cuda),
         Err(e) => {
             assert!(std::env::var("GROUPER_REQUIRE_CUDA").as_deref() != Ok("1"), "{e}");

@@ -156,7 +156,7 @@ impl<T: Float> Backend for Cpu<T> {
         }
     }
 
-    fn attention(&self, q: &Buf<T>, kv: &kv::Kv, plan: &attention::Plan, shape: HeadShape, out: &mut Buf<T>) {
+    fn attention(&self, q: &Buf<T>, kv: &kv::Kv, plan: &attention::Plan, shape: HeadShape, _rows: usize, out: &mut Buf<T>) {
         attention::attention(self.with(), &q.0, kv, plan, shape, &mut out.0);
     }
 

@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
 use super::libs;
+use super::timeline::Timeline;
 use crate::backends::Element;
 use crate::error::{Error, Result};
 
@@ -16,6 +17,7 @@ pub struct Device {
     context: sys::CUcontext,
     raw: sys::CUdevice,
     stream: sys::CUstream,
+    timeline: Option<Mutex<Timeline>>,
     ordinal: usize,
     name: String,
     compute: (i32, i32),
@@ -33,12 +35,12 @@ thread_local! {
 }
 
 impl Device {
-    /// Opens a GPU with a stream of its own.
+    /// Opens a GPU with a stream of its own; `timed`: keep the time of every launch.
     ///
     /// # Errors
     ///
     /// No driver, no such device, or one that is older than the kernels.
-    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+    pub fn open(ordinal: usize, timed: bool) -> Result<Arc<Self>> {
         let failed = |what: &'static str| move |e: DriverError| Error::Setup(format!("cuda:{ordinal}: {what}: {e}"));
         libs::require_driver()?;
         result::init().map_err(failed("the driver does not start"))?;
@@ -68,6 +70,7 @@ impl Device {
             context,
             raw,
             stream: std::ptr::null_mut(),
+            timeline: None,
             ordinal,
             name,
             compute,
@@ -76,6 +79,7 @@ impl Device {
         };
         device.bind();
         device.stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("no stream"))?;
+        device.timeline = timed.then(|| Mutex::new(Timeline::new(device.stream)));
         Ok(Arc::new(device))
     }
 
@@ -146,11 +150,41 @@ impl Device {
         check("zeroing memory", unsafe { result::memset_d8_async(ptr, 0, bytes, self.stream) });
     }
 
+    /// Milliseconds that the device needs for what `launches` puts on the stream.
+    pub fn time<R>(&self, launches: impl FnOnce() -> R) -> (R, f32) {
+        self.bind();
+        let event = || check("creating an event", result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let (start, end) = (event(), event());
+        // Safety: events and stream belong to one live context; each event is destroyed once, here.
+        unsafe {
+            check("recording an event", result::event::record(start, self.stream));
+            let done = launches();
+            check("recording an event", result::event::record(end, self.stream));
+            check("waiting for an event", result::event::synchronize(end));
+            let ms = check("reading a time", result::event::elapsed(start, end));
+            let _ = (result::event::destroy(start), result::event::destroy(end));
+            (done, ms)
+        }
+    }
+
     /// Waits until the stream is empty.
     pub fn synchronize(&self) {
         self.bind();
         // Safety: the stream lives as long as the device.
         check("waiting for the device", unsafe { result::stream::synchronize(self.stream) });
+    }
+
+    /// The times of launches, if they are kept.
+    pub fn timeline(&self) -> Option<MutexGuard<'_, Timeline>> {
+        // A panic elsewhere leaves times, nothing that could be half-done.
+        self.timeline.as_ref().map(|timeline| timeline.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says what was launched, for those who keep the times.
+    pub fn launched(&self, what: impl FnOnce() -> String) {
+        if let Some(mut timeline) = self.timeline() {
+            timeline.mark(&what());
+        }
     }
 
     /// Launches a kernel. The arguments match its signature, their buffers outlive the stream's work on them.
@@ -164,19 +198,38 @@ impl Device {
         for (pointer, value) in pointers.iter_mut().zip(&mut args.values[..args.len]) {
             *pointer = (value as *mut u64).cast();
         }
-        // Safety: the kernel belongs to this context; the driver copies the arguments before it returns.
-        let launched = unsafe {
-            result::launch_kernel(kernel.function, (x, y, z), (block as u32, 1, 1), shared as u32, self.stream, &mut pointers[..args.len])
+        // Every kernel waits by itself for those before it, so it may be put on the device while they end.
+        let early = self.compute >= (9, 0) && std::env::var_os("GROUPER_NO_PDL").is_none();
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared as u32,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(early),
+        };
+        // Safety: the kernel belongs to this context; the driver copies configuration and arguments before it returns.
+        let launched = unsafe { sys::cuLaunchKernelEx(&config, kernel.function, pointers.as_mut_ptr(), std::ptr::null_mut()).result() };
         if let Err(e) = launched {
             panic!("launching {} on a grid of {grid:?} with {block} threads and {shared} bytes: {e}", kernel.name);
         }
+        self.launched(|| kernel.name.to_owned());
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         self.bind();
+        self.timeline = None;
         // Safety: nothing uses either afterwards; a device that is lost can't be released, which is no reason to panic.
         unsafe {
             let _ = result::stream::destroy(self.stream);

@@ -2,7 +2,8 @@
 //!
 //! Which algorithm is fastest depends on the number of rows, so there is a choice for each power of two. An algorithm is admitted
 //! only if its rows have the bits of the reference algorithm's; that is tried on random inputs when a weight of a new shape is
-//! loaded. Nothing is timed: a choice that depends on the clock would change tokens from one start to the next.
+//! loaded. Nothing is timed then: `kernels/gemm.tsv` says which algorithm was fastest among the admitted when the table was made, by
+//! `grouper kernels tune`; where it has no row, cublasLt's own order decides.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -13,6 +14,7 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::device::{Buf, Device, check as check_cuda};
+use super::gemm_table::{Algorithm, Row, Table};
 use super::libs;
 use super::staging::Uploads;
 use super::weight::Weight;
@@ -25,8 +27,14 @@ const MAX_BUCKET: usize = 4096;
 const MAX_TRIAL: usize = 256 << 20;
 /// Distinct rows of a trial's input, and rows of the reference.
 const TRIAL_ROWS: usize = 64;
-/// Algorithms that cublasLt is asked for.
+/// Algorithms that cublasLt is asked for, and when they are timed.
 const CANDIDATES: usize = 8;
+const TUNED_CANDIDATES: usize = 64;
+/// Launches that are timed at once, and how often.
+const TIMED: usize = 20;
+const TIMINGS: usize = 3;
+/// Bytes of copies of a weight that are used in turn, so that none is found in the device's cache.
+const TIMED_BYTES: usize = 256 << 20;
 
 pub struct Gemm {
     device: Arc<Device>,
@@ -35,6 +43,8 @@ pub struct Gemm {
     plain: sys::cublasLtMatmulDesc_t,
     biased: sys::cublasLtMatmulDesc_t,
     plans: RefCell<Vec<Plan>>,
+    table: Table,
+    tune: bool,
 }
 
 // Safety: cublasLt's handles are not tied to a thread; the cell is used by whoever owns the backend.
@@ -51,15 +61,15 @@ struct Plan {
 }
 
 /// What was admitted for a bucket, for reports.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Choice {
-    pub n: usize,
-    pub k: usize,
-    pub rows: usize,
-    pub bias: bool,
-    /// Place among the candidates; `None`: no candidate had the reference's bits, the reference itself is used.
+    pub row: Row,
+    /// Place among the candidates, of which a row of the table is the first; `None`: none had the reference's bits, the reference
+    /// itself is used.
     pub admitted: Option<usize>,
     pub candidates: usize,
+    /// Microseconds of the choice, of the first admitted and of the fastest, admitted or not; when tuning.
+    pub times: Option<[f32; 3]>,
 }
 
 struct Layouts {
@@ -80,7 +90,8 @@ struct Call {
 }
 
 impl Gemm {
-    pub fn new(device: &Arc<Device>) -> Result<Self> {
+    /// `tune`: time what is admitted and take the fastest.
+    pub fn new(device: &Arc<Device>, tune: bool) -> Result<Self> {
         libs::require_cublaslt()?;
         device.bind();
         let failed = |e: lt::CublasError| Error::Setup(format!("cublasLt does not start: {e}"));
@@ -115,6 +126,8 @@ impl Gemm {
             plain: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT)?,
             biased: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?,
             plans: RefCell::default(),
+            table: Table::of(&device.arch(), Self::version()),
+            tune,
         })
     }
 
@@ -136,6 +149,7 @@ impl Gemm {
         if let Err(e) = self.launch(&plan.layouts, call, algorithm) {
             panic!("a GEMM of {rows} rows by [{}, {}]: {e}", plan.n, plan.k);
         }
+        self.device.launched(|| format!("gemm [{}, {}]", plan.n, plan.k));
     }
 
     fn launch(&self, layouts: &Layouts, call: Call, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<(), lt::CublasError> {
@@ -208,10 +222,18 @@ impl Gemm {
             self.launch(&plan.layouts, call(TRIAL_ROWS), &reference).map_err(failed)?;
             let expected = trial.read(0, TRIAL_ROWS, w.n);
             for rows in (0..).map(|bucket| 1usize << bucket).take_while(|rows| *rows <= largest) {
-                let candidates = self.candidates(&plan.layouts, bias_at, rows).map_err(failed)?;
-                let admitted = candidates.iter().position(|candidate| {
+                let place = Row { n: w.n, k: w.k, rows, bias, algorithm: Algorithm(reference.data) };
+                let known = if self.tune { None } else { self.table.find(&place) };
+                let known = known.map(|algorithm| sys::cublasLtMatmulAlgo_t { data: algorithm.0 });
+                let mut candidates: Vec<_> = known.into_iter().collect();
+                candidates.extend(self.candidates(&plan.layouts, bias_at, rows).map_err(failed)?);
+                let admits = |candidate: &sys::cublasLtMatmulAlgo_t| {
                     self.launch(&plan.layouts, call(rows), candidate).is_ok() && trial.rows_agree(rows, w.n, &expected)
-                });
+                };
+                let (admitted, times) = match self.tune {
+                    false => (candidates.iter().position(admits), None),
+                    true => self.fastest(&plan.layouts, &call(rows), w, &candidates, admits)?,
+                };
                 if admitted.is_none() {
                     self.launch(&plan.layouts, call(rows), &reference).map_err(failed)?;
                     if !trial.rows_agree(rows, w.n, &expected) {
@@ -224,11 +246,47 @@ impl Gemm {
                         )));
                     }
                 }
-                plan.algorithms[usize::from(bias)].push(admitted.map_or(reference, |i| candidates[i]));
-                plan.choices.push(Choice { n: w.n, k: w.k, rows, bias, admitted, candidates: candidates.len() });
+                let algorithm = admitted.map_or(reference, |i| candidates[i]);
+                plan.algorithms[usize::from(bias)].push(algorithm);
+                let row = Row { algorithm: Algorithm(algorithm.data), ..place };
+                plan.choices.push(Choice { row, admitted, candidates: candidates.len(), times });
             }
         }
         Ok(plan)
+    }
+
+    /// The fastest of the admitted candidates, with its time, the first one's and the fastest of all.
+    fn fastest(
+        &self,
+        layouts: &Layouts,
+        call: &Call,
+        w: &Weight,
+        candidates: &[sys::cublasLtMatmulAlgo_t],
+        admits: impl Fn(&sys::cublasLtMatmulAlgo_t) -> bool,
+    ) -> Result<(Option<usize>, Option<[f32; 3]>)> {
+        let copies = (TIMED_BYTES / w.bytes()).clamp(1, TIMED);
+        let spare = (1..copies).map(|_| Buf::<bf16>::new(&self.device, w.bytes() / size_of::<bf16>())).collect::<Result<Vec<_>>>()?;
+        let operands: Vec<u64> = spare.iter().map(Buf::ptr).chain([w.ptr()]).collect();
+        let (mut chosen, mut first, mut fastest) = (None, None, f32::MAX);
+        for (i, candidate) in candidates.iter().enumerate() {
+            let admitted = admits(candidate);
+            let mut best = f32::MAX;
+            for _ in 0..TIMINGS {
+                let launches = || (0..TIMED).all(|j| self.launch(layouts, Call { w: operands[j % copies], ..*call }, candidate).is_ok());
+                let (ok, ms) = self.device.time(launches);
+                if ok {
+                    best = best.min(ms * 1e3 / TIMED as f32);
+                }
+            }
+            fastest = fastest.min(best);
+            if admitted {
+                first = first.or(Some(best));
+                if chosen.is_none_or(|(_, time)| best < time) {
+                    chosen = Some((i, best));
+                }
+            }
+        }
+        Ok((chosen.map(|(i, _)| i), chosen.zip(first).map(|((_, time), first)| [time, first, fastest])))
     }
 
     /// Algorithms for a number of rows, best first by cublasLt's own estimate, none of which splits the sum.
@@ -236,7 +294,8 @@ impl Gemm {
         layouts.set_rows(rows)?;
         let desc = self.desc(bias)?;
         // Safety: plain data that cublasLt fills; zero is a valid state of it.
-        let mut results: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; TUNED_CANDIDATES] = unsafe { std::mem::zeroed() };
+        let wanted = if self.tune { TUNED_CANDIDATES } else { CANDIDATES };
         let mut found = 0;
         // Safety: descriptors are alive, the array has room for what is asked for.
         let status = unsafe {
@@ -248,7 +307,7 @@ impl Gemm {
                 layouts.out,
                 layouts.out,
                 self.preference,
-                CANDIDATES as i32,
+                wanted as i32,
                 results.as_mut_ptr(),
                 &mut found,
             )
@@ -265,7 +324,7 @@ impl Gemm {
 
     /// What was admitted so far.
     pub fn choices(&self) -> Vec<Choice> {
-        self.plans.borrow().iter().flat_map(|plan| plan.choices.iter().copied()).collect()
+        self.plans.borrow().iter().flat_map(|plan| plan.choices.iter().cloned()).collect()
     }
 }
 
@@ -286,10 +345,11 @@ impl Layouts {
     /// Column-major, as cublasLt has it: `out[n, rows] = w[k, n]ᵀ · x[k, rows]`.
     fn new(w: &Weight) -> Result<Self, lt::CublasError> {
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
-        let (n, k, ld) = (w.n as u64, w.k as u64, w.ld as i64);
+        // Sums run over the padding too: it is zero on both sides, and a multiple of eight values lets more algorithms in.
+        let (n, k) = (w.n as u64, w.ld as u64);
         Ok(Layouts {
-            w: lt::create_matrix_layout(CUDA_R_16BF, k, n, ld)?,
-            x: lt::create_matrix_layout(CUDA_R_16BF, k, 1, ld)?,
+            w: lt::create_matrix_layout(CUDA_R_16BF, k, n, w.ld as i64)?,
+            x: lt::create_matrix_layout(CUDA_R_16BF, k, 1, w.ld as i64)?,
             out: lt::create_matrix_layout(CUDA_R_32F, n, 1, n as i64)?,
         })
     }

@@ -33,7 +33,7 @@ const SOURCES: &[Source] = &[
     Source {
         name: "elementwise.cu",
         text: include_str!("../../../kernels/elementwise.cu"),
-        kernels: &["embed", "scatter_rows", "gather_rows", "rms_norm", "silu_mul", "gelu"],
+        kernels: &["embed", "scatter_rows", "gather_rows", "rms_norm", "silu_mul", "gelu", "deliver"],
     },
     Source { name: "rope.cu", text: include_str!("../../../kernels/rope.cu"), kernels: &["rope_table", "rope_qkv", "rope_vision"] },
     Source {
@@ -48,7 +48,6 @@ const SOURCES: &[Source] = &[
             "attention_narrow_32",
             "attention_narrow_64",
             "attention_narrow_128",
-            "attention_combine",
         ],
     },
     Source { name: "segment_attention.cu", text: include_str!("../../../kernels/segment_attention.cu"), kernels: SEGMENT_ATTENTION },
@@ -66,15 +65,18 @@ pub fn attention_names(padded_dim: usize) -> [&'static str; 2] {
     }
 }
 
-/// Shared memory of the walks: rows of keys and values in flight, queries, weights, bookkeeping.
+/// Shared memory of the walks: stages of keys and values, queries and entries, then weights and bookkeeping.
 pub fn wide_shared(padded_dim: usize) -> usize {
-    let row = shared_row(padded_dim, padded_dim >= 64);
-    4 * 64 * row + 64 * row + 64 * 128 + 2048
+    walk_shared(padded_dim, 64, 2)
 }
 
 pub fn narrow_shared(padded_dim: usize) -> usize {
+    walk_shared(padded_dim, 16, 3)
+}
+
+fn walk_shared(padded_dim: usize, rows: usize, stages: usize) -> usize {
     let row = shared_row(padded_dim, padded_dim >= 64);
-    4 * 64 * row + 16 * row + 16 * 128 + 512
+    stages * (2 * 64 * row + rows * row + rows * 32 + 128) + rows * 128 + 2 * 4 * 4 * rows
 }
 
 /// Kernel and shared memory of attention within segments.

@@ -8,11 +8,13 @@
 mod attention;
 mod device;
 mod gemm;
+mod gemm_table;
 mod graph;
 pub mod kernels;
 mod libs;
 mod nvrtc;
 mod staging;
+mod timeline;
 mod weight;
 
 use std::sync::Arc;
@@ -21,8 +23,8 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::{
-    Backend, Element, HeadShape, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState, SegmentAttention,
-    Span, Store, TokenSource,
+    Backend, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
+    SegmentAttention, Span, Store, TokenSource,
 };
 use crate::backends::BLOCK_SIZE;
 use crate::error::Result;
@@ -33,7 +35,7 @@ pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;
 use kernels::Kernels;
-use staging::{Downloads, Ticket, Uploads};
+use staging::{Collected, Downloads, Ticket, Uploads};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
 /// Threads of most kernels.
@@ -48,6 +50,9 @@ const SAMPLE_PART_BYTES: usize = 32;
 const SAMPLE_SCRATCH: usize = 16 << 20;
 /// Tokens that a slot is prepared with at most: more than any context.
 const RESET_TOKENS: usize = 1 << 20;
+/// Bytes that one block of `deliver` takes at a time, and blocks that are worth it.
+const DELIVERED: usize = 4096;
+const MAX_DELIVERING: usize = 128;
 /// Rows from which a step is padded to a multiple, not to a power of two.
 const LARGEST_BUCKET: usize = 1024;
 
@@ -71,20 +76,34 @@ pub struct Kv(Buf<bf16>);
 ///
 /// No driver, no such GPU, or no libraries.
 pub fn usable(ordinal: usize) -> Result<()> {
-    Device::open(ordinal)?;
+    Device::open(ordinal, false)?;
     libs::require_nvrtc()?;
     libs::require_cublaslt()
 }
 
 impl Cuda {
-    /// Opens a GPU and loads the kernels; `graphs`: replay decode steps instead of launching them.
+    /// Opens a GPU and loads the kernels; `graphs`: replay decode steps instead of launching them; `timed`: launch them one by one
+    /// and keep their times.
     ///
     /// # Errors
     ///
     /// As [`usable`], and kernels that can't be compiled or loaded.
-    pub fn new(ordinal: usize, graphs: bool) -> Result<Self> {
-        let device = Device::open(ordinal)?;
-        let gemm = Gemm::new(&device)?;
+    pub fn new(ordinal: usize, graphs: bool, timed: bool) -> Result<Self> {
+        Self::open(ordinal, graphs, timed, false)
+    }
+
+    /// A device whose GEMMs are timed when a weight of a new shape comes, to make the table from.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cuda::new`].
+    pub fn tuning(ordinal: usize) -> Result<Self> {
+        Self::open(ordinal, false, false, true)
+    }
+
+    fn open(ordinal: usize, graphs: bool, timed: bool, tune: bool) -> Result<Self> {
+        let device = Device::open(ordinal, timed)?;
+        let gemm = Gemm::new(&device, tune)?;
         let kernels = Kernels::load(&device)?;
         Ok(Cuda {
             gemm,
@@ -96,6 +115,11 @@ impl Cuda {
             reset_tokens: Buf::new(&device, RESET_TOKENS)?,
             device,
         })
+    }
+
+    /// The chip and the version of cublasLt that [`Cuda::gemm_choices`] are for.
+    pub fn gemm_place(&self) -> String {
+        gemm_table::place(&self.device.arch(), Gemm::version())
     }
 
     /// What cublasLt was found to compute with equal bits, by shape and rows.
@@ -185,6 +209,15 @@ impl Backend for Cuda {
         check("reading from the device", unsafe { result::memcpy_dtoh_sync(dst, src.ptr()) });
     }
 
+    fn together(&self, uploads: impl FnOnce(&Self)) {
+        self.uploads.collect();
+        uploads(self);
+        if let Some(Collected { list, pieces, bytes }) = self.uploads.collected() {
+            self.launch_1d("deliver", bytes.div_ceil(DELIVERED).min(MAX_DELIVERING), Args::default().ptr(list).int(pieces).int(bytes));
+        }
+        self.uploads.delivered();
+    }
+
     fn plan_attention(&self, spans: &[Span], tables: &[u32], plan: &mut Plan) {
         plan.set(&self.uploads, spans, tables);
     }
@@ -198,6 +231,11 @@ impl Backend for Cuda {
 
     fn graphed(&self, key: u64, step: impl FnOnce(&Self)) {
         self.graphs.run(key, || step(self));
+    }
+
+    fn launch_times(&self) -> Vec<LaunchTime> {
+        self.device.bind();
+        self.device.timeline().map_or(Vec::new(), |mut timeline| timeline.take())
     }
 
     fn embed(&self, source: TokenSource<'_, Self>, table: &Weight, rows: usize, out: &mut Buf<f32>) {
@@ -234,22 +272,23 @@ impl Backend for Cuda {
         self.launch_1d("rope_qkv", rows, heads.int(shape.head_dim).int(padded_dim(shape.head_dim)).buf(q).buf(&kv.0));
     }
 
-    fn attention(&self, q: &Buf<bf16>, kv: &Kv, plan: &Plan, shape: HeadShape, out: &mut Buf<bf16>) {
+    fn attention(&self, q: &Buf<bf16>, kv: &Kv, plan: &Plan, shape: HeadShape, rows: usize, out: &mut Buf<bf16>) {
         check_width(shape.q_width());
         let dim = padded_dim(shape.head_dim);
         let [wide, narrow] = kernels::attention_names(dim);
         let processors = self.device.multiprocessors();
-        let walk = |name: &str, items: u64, blocks: usize, shared: usize| {
+        let after_wide = plan.may_be_wide(rows);
+        let walk = |name: &str, items: u64, block: usize, blocks: usize, shared: usize, after_wide: bool| {
             let lists = Args::default().buf(q).buf(&kv.0).buf(&plan.counts).ptr(items).buf(&plan.entries).buf(&plan.tables);
             let shape_args = lists.int(shape.num_heads).int(shape.num_kv_heads).int(shape.head_dim).float(scale(shape));
-            let args = shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse);
-            self.launch(name, [processors * blocks, 1, 1], 128, shared, args);
+            let args = shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished).word(after_wide.into());
+            self.launch(name, [processors * blocks, 1, 1], block, shared, args);
         };
-        walk(wide, plan.wide.ptr(), 2, kernels::wide_shared(dim));
-        walk(narrow, plan.narrow.ptr(), 3, kernels::narrow_shared(dim));
-        let args = Args::default().buf(&plan.counts).buf(&plan.combines).buf(&plan.partial_o).buf(&plan.partial_lse);
-        let args = args.int(shape.num_heads).int(shape.head_dim).int(dim).buf(out);
-        self.launch("attention_combine", [processors * 8, 1, 1], 128, 0, args);
+        // The narrow walk goes on from what the wide one leaves, and begins beside it.
+        if after_wide {
+            walk(wide, plan.wide.ptr(), 256, attention::WIDE_BLOCKS, kernels::wide_shared(dim), false);
+        }
+        walk(narrow, plan.narrow.ptr(), 128, attention::NARROW_BLOCKS, kernels::narrow_shared(dim), after_wide);
     }
 
     fn silu_mul(&self, gate_up: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {
@@ -265,7 +304,7 @@ impl Backend for Cuda {
         for first in (0..n).step_by(at_once) {
             let n = at_once.min(n - first);
             let rows = inputs.rows.at(first);
-            let args = Args::default().buf(logits).ptr(rows).int(vocab).int(parts).buf(&self.sample_scratch);
+            let args = Args::default().buf(logits).ptr(rows).buf(inputs.banned).int(vocab).int(parts).buf(&self.sample_scratch);
             self.launch("sample_parts", [parts, n, 1], BLOCK, 0, args);
             let lists = Args::default().buf(logits).ptr(rows).buf(inputs.banned).buf(inputs.bias_ids).buf(inputs.bias_values);
             let args = lists.int(vocab).int(parts).buf(&self.sample_scratch).buf(&state.last_tokens).buf(&state.seen);
@@ -327,4 +366,4 @@ fn scale(shape: HeadShape) -> f32 {
 
 // The kernels read these layouts.
 const _: () = assert!(size_of::<SampleRow>() == 80 && size_of::<Sampled>() == 188);
-const _: () = assert!(size_of::<attention::Item>() == 32 && size_of::<attention::Entry>() == 16 && size_of::<attention::Combine>() == 16);
+const _: () = assert!(size_of::<attention::Item>() == 32 && size_of::<attention::Entry>() == 32);

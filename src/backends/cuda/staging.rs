@@ -37,6 +37,12 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
     }
 
+    /// Where the device finds byte `start`: host memory of this kind has one address for both.
+    fn address(&self, start: usize) -> u64 {
+        assert!(start <= self.bytes);
+        self.ptr as u64 + start as u64
+    }
+
     fn slice_mut(&mut self, start: usize, len: usize) -> &mut [u8] {
         assert!(start + len <= self.bytes, "{len} bytes from {start} of {}", self.bytes);
         // Safety: as above, and the borrow is unique.
@@ -66,6 +72,11 @@ const PARALLEL: usize = 1 << 20;
 /// Values that one thread rounds at a time.
 const ROUNDED: usize = 64 << 10;
 
+/// What is collected is at most so large; more goes by itself.
+const MAX_COLLECTED: usize = 1 << 20;
+/// The kernel moves this at a time; buffers have room for the rest of their last piece.
+const PIECE_ALIGN: usize = 16;
+
 /// Sources on their way to the device.
 pub struct Uploads {
     ring: RefCell<Ring>,
@@ -77,13 +88,63 @@ struct Ring {
     /// Part being filled and what is used of it.
     part: usize,
     used: usize,
+    collecting: bool,
+    pieces: Vec<Piece>,
+    /// Parts that are full but hold pieces that nothing on the stream reads yet.
+    left: Vec<usize>,
     device: Arc<Device>,
+}
+
+/// Bytes in pinned memory that one launch takes to their places together with others.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Piece {
+    src: u64,
+    dst: u64,
+    /// Of this and all before it, a multiple of [`PIECE_ALIGN`].
+    end: u64,
+}
+
+/// Pieces that wait to be taken along.
+pub struct Collected {
+    /// Address of the list in pinned memory.
+    pub list: u64,
+    pub pieces: usize,
+    pub bytes: usize,
 }
 
 impl Uploads {
     pub fn new(device: &Arc<Device>) -> Self {
         let done = (0..PARTS).map(|_| Event::new(device)).collect();
-        Uploads { ring: RefCell::new(Ring { memory: Pinned::new(device, PARTS * PART), done, part: 0, used: 0, device: device.clone() }) }
+        let memory = Pinned::new(device, PARTS * PART);
+        let (collecting, pieces, left) = (false, Vec::new(), Vec::new());
+        Uploads { ring: RefCell::new(Ring { memory, done, part: 0, used: 0, collecting, pieces, left, device: device.clone() }) }
+    }
+
+    /// From here on small copies wait for [`Uploads::collected`].
+    pub fn collect(&self) {
+        self.ring.borrow_mut().collecting = true;
+    }
+
+    /// What waits since [`Uploads::collect`], for the kernel that reads it where it is; [`Uploads::delivered`] follows its launch.
+    pub fn collected(&self) -> Option<Collected> {
+        let mut ring = self.ring.borrow_mut();
+        let pieces = std::mem::take(&mut ring.pieces);
+        let bytes = pieces.last()?.end as usize;
+        let size = size_of_val(pieces.as_slice());
+        let start = ring.reserve(size);
+        // Safety: plain data.
+        let list = unsafe { std::slice::from_raw_parts(pieces.as_ptr().cast::<u8>(), size) };
+        ring.memory.slice_mut(start, size).copy_from_slice(list);
+        Some(Collected { list: ring.memory.address(start), pieces: pieces.len(), bytes })
+    }
+
+    /// What was collected is not written again before everything on the stream by now is done.
+    pub fn delivered(&self) {
+        let mut ring = self.ring.borrow_mut();
+        ring.collecting = false;
+        let left = std::mem::take(&mut ring.left);
+        left.into_iter().for_each(|part| ring.done[part].record());
     }
 
     /// Copies `src` to the device address `dst`, in the order of the stream; `src` may change when this returns.
@@ -126,8 +187,15 @@ impl Uploads {
             return;
         }
         let mut ring = self.ring.borrow_mut();
+        let collected = ring.pieces.last().map_or(0, |piece| piece.end as usize);
         let start = ring.reserve(bytes);
         write(ring.memory.slice_mut(start, bytes));
+        if ring.collecting && collected + bytes <= MAX_COLLECTED {
+            let src = ring.memory.address(start);
+            let end = (collected + bytes).next_multiple_of(PIECE_ALIGN) as u64;
+            ring.pieces.push(Piece { src, dst, end });
+            return;
+        }
         ring.device.bind();
         let staged = ring.memory.slice(start, bytes);
         // Safety: the part is not written again before its event says that the copy is done; callers name live memory.
@@ -141,9 +209,13 @@ impl Ring {
     /// Start of `bytes` that no copy under way reads.
     fn reserve(&mut self, bytes: usize) -> usize {
         if self.used + bytes > PART {
-            self.done[self.part].record();
+            match self.collecting {
+                true => self.left.push(self.part),
+                false => self.done[self.part].record(),
+            }
             self.part = (self.part + 1) % PARTS;
             self.used = 0;
+            assert!(!self.left.contains(&self.part), "a step's uploads exceed {} bytes", PARTS * PART);
             // An event that was never recorded is done.
             self.done[self.part].wait();
         }

@@ -146,7 +146,7 @@ impl<T: Float> Sequence<T> {
         let mut plan = cpu.alloc_attention_plan(1, num + 2, self.tables.len(), self.shape).unwrap();
         cpu.plan_attention(&[span], &self.tables, &mut plan);
         let mut out = cpu.alloc((num + 2) * width).unwrap();
-        cpu.attention(&upload(cpu, &q), &self.kv, &plan, self.shape, &mut out);
+        cpu.attention(&upload(cpu, &q), &self.kv, &plan, self.shape, num + 2, &mut out);
         let mut result = vec![T::default(); (num + 2) * width];
         cpu.download(&out, &mut result);
         plain(&result[2 * width..])
