@@ -377,8 +377,8 @@ pub trait Backend: Sized + Send + 'static {
     fn wait(&self, ticket: Self::Ticket) -> Vec<Sampled>;
 
     // Vision tower.
-    /// Patches into the first rows of `out`, rounded to `Float`.
-    fn upload_patches(&self, patches: &[f32], out: &mut Self::Buf<Self::Float>);
+    /// Patches, in pieces of one length, into the first rows of `out`, rounded to `Float`.
+    fn upload_patches(&self, pieces: &[&[f32]], out: &mut Self::Buf<Self::Float>);
     /// As [`Backend::rope_qkv`] for the tower: queries, keys and values `[rows, heads, head_dim]`, no cache.
     fn rope_vision(
         &self,

@@ -115,7 +115,7 @@ impl<B: Backend> VisionTower<B> {
         let (tokens, unit) = (plan.order.len(), self.config.merge_unit());
         let patches = tokens * unit;
         let sources: Vec<&[f32]> = media.iter().flat_map(|m| m.pixel_values.chunks_exact(unit * self.config.patch_len())).collect();
-        let ordered: Vec<f32> = plan.order.iter().flat_map(|u| sources[*u as usize].iter().copied()).collect();
+        let ordered: Vec<&[f32]> = plan.order.iter().map(|u| sources[*u as usize]).collect();
         b.upload_patches(&ordered, &mut act.patches);
         let axis_of = |axis: usize| {
             let hw = &plan.rotary_hw;

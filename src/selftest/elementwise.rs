@@ -155,7 +155,10 @@ struct Patches {
 impl Operation for Patches {
     fn run<B: Backend<Float = bf16>>(&self, b: &B) -> Result<Vec<f32>> {
         let mut out = b.alloc(self.len)?;
-        b.upload_patches(&Numbers::new(7).values(self.len, 1.0), &mut out);
+        let values = Numbers::new(7).values(self.len, 1.0);
+        // Pieces in another order than in memory.
+        let pieces: Vec<&[f32]> = values.chunks_exact(1176).rev().collect();
+        b.upload_patches(&pieces, &mut out);
         Ok(read_rounded(b, &out, self.len))
     }
 }

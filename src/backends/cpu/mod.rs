@@ -220,11 +220,12 @@ impl<T: Float> Backend for Cpu<T> {
         ticket
     }
 
-    fn upload_patches(&self, patches: &[f32], out: &mut Buf<T>) {
-        let out = &mut out.0[..patches.len()];
-        elementwise::for_row_blocks(&self.threads, out, 1, |first, out| {
-            for (x, out) in patches[first..].iter().zip(out) {
-                *out = T::from_f32(*x);
+    fn upload_patches(&self, pieces: &[&[f32]], out: &mut Buf<T>) {
+        let len = pieces.first().map_or(1, |piece| piece.len());
+        let out = &mut out.0[..pieces.len() * len];
+        elementwise::for_row_blocks(&self.threads, out, len, |first, out| {
+            for (piece, out) in pieces[first..].iter().zip(out.chunks_exact_mut(len)) {
+                piece.iter().zip(out).for_each(|(x, out)| *out = T::from_f32(*x));
             }
         });
     }

@@ -17,7 +17,7 @@ const WIDE: usize = 64;
 const NARROW: usize = 16;
 /// Blocks of the narrow walk that a multiprocessor holds at a time, and of the wide one.
 pub const NARROW_BLOCKS: usize = 2;
-pub const WIDE_BLOCKS: usize = 1;
+pub const WIDE_BLOCKS: usize = 2;
 /// Share of all rounds of blocks that rows fill when none is split.
 const FULL_ROUNDS: f64 = 0.9;
 /// Chunks of rows that may be split in one step; what exceeds them is not split.
@@ -187,7 +187,7 @@ impl Lists {
             let (prompt, own) = (chunks(span.prompt_keys), chunks(span.own_keys));
             let whole = i < in_one_go;
             // Prompts of few rows would be walked by the launch that waits for them.
-            let few = by_prompt[&(span.prompt_table, span.prompt_keys)].1 <= narrow_rows;
+            let few = narrow_rows == 0 || by_prompt[&(span.prompt_table, span.prompt_keys)].1 <= narrow_rows;
             let wanted = if whole { prompt } else { prompt + own };
             if prompt + own == 1 || (whole && (few || own == 0)) || partials + wanted > self.max_partials {
                 self.direct(span);

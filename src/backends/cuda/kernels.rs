@@ -76,7 +76,8 @@ pub fn narrow_shared(padded_dim: usize) -> usize {
 
 fn walk_shared(padded_dim: usize, rows: usize, stages: usize) -> usize {
     let row = shared_row(padded_dim, padded_dim >= 64);
-    stages * (2 * 64 * row + rows * row + rows * 32 + 128) + rows * 128 + 2 * 4 * 4 * rows
+    let exchange = if rows == 16 { rows * 128 + 2 * 4 * 4 * rows } else { 0 };
+    stages * (2 * 64 * row + rows * row + rows * 32 + 32) + rows * 4 + exchange
 }
 
 /// Kernel and shared memory of attention within segments.

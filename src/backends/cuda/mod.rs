@@ -109,7 +109,7 @@ impl Cuda {
             gemm,
             graphs: Graphs::new(&device, graphs),
             kernels,
-            uploads: Uploads::new(&device),
+            uploads: Uploads::new(&device)?,
             downloads: Downloads::new(&device),
             sample_scratch: Buf::new(&device, SAMPLE_SCRATCH / 4)?,
             reset_tokens: Buf::new(&device, RESET_TOKENS)?,
@@ -278,17 +278,17 @@ impl Backend for Cuda {
         let [wide, narrow] = kernels::attention_names(dim);
         let processors = self.device.multiprocessors();
         let after_wide = plan.may_be_wide(rows);
-        let walk = |name: &str, items: u64, block: usize, blocks: usize, shared: usize, after_wide: bool| {
+        let walk = |name: &str, items: u64, blocks: usize, shared: usize, after_wide: bool| {
             let lists = Args::default().buf(q).buf(&kv.0).buf(&plan.counts).ptr(items).buf(&plan.entries).buf(&plan.tables);
             let shape_args = lists.int(shape.num_heads).int(shape.num_kv_heads).int(shape.head_dim).float(scale(shape));
             let args = shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished).word(after_wide.into());
-            self.launch(name, [processors * blocks, 1, 1], block, shared, args);
+            self.launch(name, [processors * blocks, 1, 1], 128, shared, args);
         };
         // The narrow walk goes on from what the wide one leaves, and begins beside it.
         if after_wide {
-            walk(wide, plan.wide.ptr(), 256, attention::WIDE_BLOCKS, kernels::wide_shared(dim), false);
+            walk(wide, plan.wide.ptr(), attention::WIDE_BLOCKS, kernels::wide_shared(dim), false);
         }
-        walk(narrow, plan.narrow.ptr(), 128, attention::NARROW_BLOCKS, kernels::narrow_shared(dim), after_wide);
+        walk(narrow, plan.narrow.ptr(), attention::NARROW_BLOCKS, kernels::narrow_shared(dim), after_wide);
     }
 
     fn silu_mul(&self, gate_up: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {
@@ -335,9 +335,10 @@ impl Backend for Cuda {
         })
     }
 
-    fn upload_patches(&self, patches: &[f32], out: &mut Buf<bf16>) {
-        assert!(patches.len() <= out.len(), "{} values of patches into {}", patches.len(), out.len());
-        self.uploads.copy_rounded(patches, out.ptr());
+    fn upload_patches(&self, pieces: &[&[f32]], out: &mut Buf<bf16>) {
+        let values: usize = pieces.iter().map(|piece| piece.len()).sum();
+        assert!(values <= out.len(), "{values} values of patches into {}", out.len());
+        self.uploads.copy_rounded(pieces, out.ptr());
     }
 
     fn rope_vision(&self, args: RopeVision<'_, Self>, q: &mut Buf<bf16>, k: &mut Buf<bf16>, v: &mut Buf<bf16>) {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use half::bf16;
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::device::{Device, Event, check};
+use crate::error::{Error, Result};
 
 /// Host memory that the device reads and writes by itself.
 pub struct Pinned {
@@ -69,8 +71,10 @@ const PARTS: usize = 6;
 /// From here on several threads fill a part: one thread does not keep up with the bus.
 const PARALLEL: usize = 1 << 20;
 
-/// Values that one thread rounds at a time.
-const ROUNDED: usize = 64 << 10;
+/// More do not make the bus faster.
+const MAX_THREADS: usize = 8;
+/// Pieces that one thread rounds at least.
+const MIN_PIECES: usize = 8;
 
 /// What is collected is at most so large; more goes by itself.
 const MAX_COLLECTED: usize = 1 << 20;
@@ -90,6 +94,8 @@ struct Ring {
     used: usize,
     collecting: bool,
     pieces: Vec<Piece>,
+    /// Threads that fill parts. Not those that process images: a part would wait behind a queue of them.
+    threads: ThreadPool,
     /// Parts that are full but hold pieces that nothing on the stream reads yet.
     left: Vec<usize>,
     device: Arc<Device>,
@@ -114,11 +120,18 @@ pub struct Collected {
 }
 
 impl Uploads {
-    pub fn new(device: &Arc<Device>) -> Self {
+    /// # Errors
+    ///
+    /// The threads do not start.
+    pub fn new(device: &Arc<Device>) -> Result<Self> {
         let done = (0..PARTS).map(|_| Event::new(device)).collect();
         let memory = Pinned::new(device, PARTS * PART);
+        let count = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
+        let threads = ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("upload-{i}")).build();
+        let threads = threads.map_err(|e| Error::Setup(format!("the threads for uploads did not start: {e}")))?;
         let (collecting, pieces, left) = (false, Vec::new(), Vec::new());
-        Uploads { ring: RefCell::new(Ring { memory, done, part: 0, used: 0, collecting, pieces, left, device: device.clone() }) }
+        let ring = Ring { memory, done, part: 0, used: 0, collecting, pieces, threads, left, device: device.clone() };
+        Ok(Uploads { ring: RefCell::new(ring) })
     }
 
     /// From here on small copies wait for [`Uploads::collected`].
@@ -166,14 +179,15 @@ impl Uploads {
         }
     }
 
-    /// As [`Uploads::copy`], rounding to bf16 on the way.
-    pub fn copy_rounded(&self, src: &[f32], dst: u64) {
-        let at_once = PART / size_of::<bf16>();
-        for (i, src) in src.chunks(at_once).enumerate() {
-            self.fill(src.len() * size_of::<bf16>(), dst + (i * PART) as u64, |staged| {
-                staged.par_chunks_mut(2 * ROUNDED).zip(src.par_chunks(ROUNDED)).for_each(|(to, from)| {
-                    for (to, from) in to.chunks_exact_mut(2).zip(from) {
-                        to.copy_from_slice(&bf16::from_f32(*from).to_le_bytes());
+    /// Copies pieces of one length one after the other, rounding to bf16 on the way.
+    pub fn copy_rounded(&self, pieces: &[&[f32]], dst: u64) {
+        let bytes = pieces.first().map_or(0, |piece| piece.len() * size_of::<bf16>());
+        let at_once = PART / bytes.max(1);
+        for (i, pieces) in pieces.chunks(at_once.max(1)).enumerate() {
+            self.fill(pieces.len() * bytes, dst + (i * at_once * bytes) as u64, |staged| {
+                staged.par_chunks_mut(bytes).zip(pieces).with_min_len(MIN_PIECES).for_each(|(to, from)| {
+                    for (to, from) in to.as_chunks_mut().0.iter_mut().zip(*from) {
+                        *to = bf16::from_f32(*from).to_le_bytes();
                     }
                 });
             });
@@ -181,7 +195,7 @@ impl Uploads {
     }
 
     /// Lets `write` fill `bytes` (at most one part) and copies them to `dst`.
-    pub fn fill(&self, bytes: usize, dst: u64, write: impl FnOnce(&mut [u8])) {
+    pub fn fill(&self, bytes: usize, dst: u64, write: impl FnOnce(&mut [u8]) + Send) {
         assert!(bytes <= PART, "{bytes} bytes in one copy");
         if bytes == 0 {
             return;
@@ -189,7 +203,12 @@ impl Uploads {
         let mut ring = self.ring.borrow_mut();
         let collected = ring.pieces.last().map_or(0, |piece| piece.end as usize);
         let start = ring.reserve(bytes);
-        write(ring.memory.slice_mut(start, bytes));
+        let Ring { memory, threads, .. } = &mut *ring;
+        let staged = memory.slice_mut(start, bytes);
+        match bytes >= PARALLEL {
+            true => threads.install(|| write(staged)),
+            false => write(staged),
+        }
         if ring.collecting && collected + bytes <= MAX_COLLECTED {
             let src = ring.memory.address(start);
             let end = (collected + bytes).next_multiple_of(PIECE_ALIGN) as u64;
