@@ -241,6 +241,8 @@ impl From<&Error> for GroupError {
             Error::Conflict(_) => ("invalid_request_error", "conflict"),
             Error::Overloaded { .. } => ("rate_limit_error", "overloaded"),
             Error::NotReady(_) => ("server_error", "not_ready"),
+            Error::Gone { code, .. } => ("invalid_request_error", *code),
+            Error::Storage { .. } => ("server_error", "storage_failed"),
             Error::Model(_) | Error::Setup(_) | Error::File { .. } => {
                 // Paths and library texts are for the log.
                 let message = "the server failed while answering; its log says why".to_owned();
