@@ -3,24 +3,30 @@
 use std::pin::pin;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::extract::JsonBody;
+use super::extract::{JsonBody, Params};
 use super::sse::{self, Events};
+use crate::rollout::queue::{AcceptedReply, CancelReply, ProgressReply};
 use crate::rollout::reply::{GroupReply, RolloutReply, RolloutSummary, StreamItem};
 use crate::rollout::request::{Mode, RolloutRequest};
 
 /// Generate groups of completions, score them and normalise their rewards.
 ///
 /// With `mode: "stream"` the reply is server-sent events: `group` with one element of `groups` each, as they end, then `done` with the rest
-/// of the reply, or `error`. A caller who leaves cancels what is unfinished, unless the request has an `idempotency_key`.
+/// of the reply, or `error`. A caller who leaves cancels what is unfinished, unless the request has an `idempotency_key`. With
+/// `mode: "queue"` the reply comes when the groups are stored; learners get them from `/v1/batches/lease` when they are done.
 #[utoipa::path(post, path = "/v1/rollouts", tag = "rollouts", request_body = RolloutRequest, responses(
     (status = 200, description = "The groups",
      content((RolloutReply = "application/json"), (GroupReply = "text/event-stream"), (RolloutSummary = "text/event-stream; event=done"))),
+    (status = 202, description = "The groups are queued", body = AcceptedReply),
     (status = 400, body = ErrorBody), (status = 404, description = "Another model", body = ErrorBody),
     (status = 409, description = "The key came with another body", body = ErrorBody), (status = 413, body = ErrorBody),
     (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -30,8 +36,35 @@ pub async fn create(State(state): State<AppState>, JsonBody(mut request): JsonBo
     request.model = None;
     match request.mode.unwrap_or_default() {
         Mode::Stream => stream(state, request),
-        Mode::Wait | Mode::Queue => Ok(Json(state.service.run(request).await?).into_response()),
+        Mode::Queue => Ok((StatusCode::ACCEPTED, Json(state.service.submit(request).await?)).into_response()),
+        Mode::Wait => Ok(Json(state.service.run(request).await?).into_response()),
     }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct ProgressQuery {
+    /// With the groups that are ready or leased, which stay where they are.
+    #[serde(default)]
+    groups: bool,
+}
+
+/// How far a queued rollout is.
+#[utoipa::path(get, path = "/v1/rollouts/{rollout_id}", tag = "rollouts", params(ProgressQuery), responses(
+    (status = 200, body = ProgressReply), (status = 404, body = ErrorBody)))]
+pub async fn progress(
+    State(state): State<AppState>,
+    Path(rollout_id): Path<String>,
+    Params(query): Params<ProgressQuery>,
+) -> ApiResult<Json<ProgressReply>> {
+    Ok(Json(state.service.progress(&rollout_id, query.groups).await?))
+}
+
+/// Cancel what a queued rollout has not finished.
+#[utoipa::path(delete, path = "/v1/rollouts/{rollout_id}", tag = "rollouts", responses(
+    (status = 200, body = CancelReply), (status = 404, body = ErrorBody)))]
+pub async fn cancel(State(state): State<AppState>, Path(rollout_id): Path<String>) -> ApiResult<Json<CancelReply>> {
+    Ok(Json(state.service.cancel(&rollout_id).await?))
 }
 
 fn stream(state: AppState, request: RolloutRequest) -> ApiResult<Response> {

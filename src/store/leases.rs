@@ -20,9 +20,9 @@ impl Ops<'_> {
             self.drop_stale(&wish.queue, wish.version.saturating_sub(age))?;
         }
         let oldest = wish.skip_older.map_or(0, |age| wish.version.saturating_sub(age));
-        let mut ready = self.db.prepare_cached(
-            "SELECT seq FROM groups WHERE state = 'ready' AND queue = ?1 AND version >= ?2 ORDER BY seq LIMIT ?3",
-        )?;
+        let mut ready = self
+            .db
+            .prepare_cached("SELECT seq FROM groups WHERE state = 'ready' AND queue = ?1 AND version >= ?2 ORDER BY seq LIMIT ?3")?;
         let ready = ready.query_map(params![wish.queue, oldest as i64, wish.num_groups], |row| row.get(0))?;
         let ready: Vec<i64> = ready.collect::<Result<_, _>>()?;
         if ready.is_empty() || (ready.len() < wish.num_groups && !wish.partial) {
@@ -31,25 +31,34 @@ impl Ops<'_> {
         self.db.execute("UPDATE fences SET last = last + 1", [])?;
         let fence = self.db.query_row("SELECT last FROM fences", [], |row| row.get::<_, i64>(0))? as u64;
         let expires_at = self.now + wish.lease_ms;
-        self.db
-            .prepare_cached("INSERT INTO leases VALUES (?1, ?2, ?3, ?4, 'live', ?5, ?6, ?7)")?
-            .execute(params![lease_id, fence as i64, wish.queue, wish.learner, wish.lease_ms, expires_at, self.now])?;
+        self.db.prepare_cached("INSERT INTO leases VALUES (?1, ?2, ?3, ?4, 'live', ?5, ?6, ?7)")?.execute(params![
+            lease_id,
+            fence as i64,
+            wish.queue,
+            wish.learner,
+            wish.lease_ms,
+            expires_at,
+            self.now
+        ])?;
         for seq in &ready {
             self.db
                 .prepare_cached("UPDATE groups SET state = 'leased', lease_id = ?2, deliveries = deliveries + 1 WHERE seq = ?1")?
                 .execute(params![seq, lease_id])?;
         }
-        let groups = self.deliveries(lease_id)?;
+        let groups = self.deliveries(lease_id, true)?;
         let (queue, learner) = (wish.queue.clone(), wish.learner.clone());
         Ok(Some(Lease { lease_id: lease_id.to_owned(), fence, queue, learner, expires_at, groups }))
     }
 
     /// The groups of a live lease.
-    fn deliveries(&self, lease_id: &str) -> Attempt<Vec<Delivery>> {
-        let mut select = self
-            .db
-            .prepare_cached("SELECT uid, deliveries, payload FROM groups WHERE lease_id = ?1 AND state = 'leased' ORDER BY seq")?;
-        let rows = select.query_map([lease_id], |row| Ok(Delivery { uid: row.get(0)?, delivery: row.get(1)?, payload: row.get(2)? }))?;
+    fn deliveries(&self, lease_id: &str, with_payloads: bool) -> Attempt<Vec<Delivery>> {
+        let mut select = self.db.prepare_cached(
+            "SELECT uid, deliveries, CASE WHEN ?2 THEN payload ELSE x'' END FROM groups
+             WHERE lease_id = ?1 AND state = 'leased' ORDER BY seq",
+        )?;
+        let rows = select.query_map(params![lease_id, with_payloads], |row| {
+            Ok(Delivery { uid: row.get(0)?, delivery: row.get(1)?, payload: row.get(2)? })
+        })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
@@ -67,7 +76,8 @@ impl Ops<'_> {
                 let mut blobs = self
                     .db
                     .prepare_cached("SELECT b.sha256, bytes FROM group_blobs g JOIN blobs b ON b.sha256 = g.sha256 WHERE seq = ?1")?;
-                let blobs = blobs.query_map([seq], |row| Ok(Blob { sha256: row.get(0)?, bytes: row.get(1)? }))?.collect::<Result<_, _>>()?;
+                let blobs =
+                    blobs.query_map([seq], |row| Ok(Blob { sha256: row.get(0)?, bytes: row.get(1)? }))?.collect::<Result<_, _>>()?;
                 let again = NewGroup { uid: format!("{base}~{}", takes + 1), job, blobs, retake, unusable: None };
                 self.insert(&NewRollout { rollout_id, queue: queue.to_owned(), ..NewRollout::default() }, &again)?;
             }
@@ -91,8 +101,10 @@ impl Ops<'_> {
         self.expire()?;
         if self.held(lease_id, fence, "acked")? {
             self.end(lease_id, "acked")?;
-            let mut groups = self.db.prepare_cached("SELECT seq, queue FROM groups WHERE lease_id = ?1 AND state = 'leased' ORDER BY seq")?;
-            let groups: Vec<(i64, String)> = groups.query_map([lease_id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+            let mut groups =
+                self.db.prepare_cached("SELECT seq, queue FROM groups WHERE lease_id = ?1 AND state = 'leased' ORDER BY seq")?;
+            let groups: Vec<(i64, String)> =
+                groups.query_map([lease_id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
             for (seq, queue) in groups {
                 self.db.prepare_cached("UPDATE groups SET state = 'acked' WHERE seq = ?1")?.execute([seq])?;
                 self.forget_content(seq)?;
@@ -126,9 +138,7 @@ impl Ops<'_> {
     fn held(&self, lease_id: &str, fence: u64, wanted: &str) -> Attempt<bool> {
         let mut select = self.db.prepare_cached("SELECT fence, state, expires_ms FROM leases WHERE lease_id = ?1")?;
         let record = select
-            .query_row([lease_id], |row| {
-                Ok(Record { fence: row.get::<_, i64>(0)? as u64, state: row.get(1)?, expires_at: row.get(2)? })
-            })
+            .query_row([lease_id], |row| Ok(Record { fence: row.get::<_, i64>(0)? as u64, state: row.get(1)?, expires_at: row.get(2)? }))
             .optional()?;
         let record = record.ok_or_else(|| Error::NotFound(format!("there is no lease {lease_id:?}")))?;
         if record.fence != fence {
@@ -155,9 +165,8 @@ impl Ops<'_> {
     /// Groups go back to their places, or to the dead letters when this was their last delivery.
     fn return_groups(&self, lease_id: &str, why: &str) -> Attempt<Vec<String>> {
         self.tell();
-        let mut groups = self
-            .db
-            .prepare_cached("SELECT seq, uid, deliveries FROM groups WHERE lease_id = ?1 AND state = 'leased' ORDER BY seq")?;
+        let mut groups =
+            self.db.prepare_cached("SELECT seq, uid, deliveries FROM groups WHERE lease_id = ?1 AND state = 'leased' ORDER BY seq")?;
         let groups = groups.query_map([lease_id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let groups: Vec<(i64, String, u32)> = groups.collect::<Result<_, _>>()?;
         for (seq, _, deliveries) in &groups {
@@ -170,7 +179,7 @@ impl Ops<'_> {
         Ok(groups.into_iter().map(|(_, uid, _)| uid).collect())
     }
 
-    pub fn leases(&self, learner: Option<&str>) -> Attempt<Vec<Lease>> {
+    pub fn leases(&self, learner: Option<&str>, with_payloads: bool) -> Attempt<Vec<Lease>> {
         self.expire()?;
         let mut select = self.db.prepare_cached(
             "SELECT lease_id, fence, queue, learner, expires_ms FROM leases
@@ -188,7 +197,7 @@ impl Ops<'_> {
         })?;
         let mut leases: Vec<Lease> = rows.collect::<Result<_, _>>()?;
         for lease in &mut leases {
-            lease.groups = self.deliveries(&lease.lease_id)?;
+            lease.groups = self.deliveries(&lease.lease_id, with_payloads)?;
         }
         Ok(leases)
     }

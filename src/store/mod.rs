@@ -161,9 +161,16 @@ pub struct Job {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// `version` is the oldest policy version among the tokens.
-    Ready { payload: Vec<u8>, version: u64 },
-    Dropped { reason: String },
-    Dead { reason: String },
+    Ready {
+        payload: Vec<u8>,
+        version: u64,
+    },
+    Dropped {
+        reason: String,
+    },
+    Dead {
+        reason: String,
+    },
 }
 
 /// What a learner wants.
@@ -258,12 +265,12 @@ pub type Counts = BTreeMap<String, QueueCounts>;
 /// A durable queue of groups. What a method returned without an error survives the end of the process.
 #[async_trait]
 pub trait BatchStore: Send + Sync {
-    /// Takes groups in.
+    /// Takes groups in; nothing is taken when the rollout's key is known.
     ///
     /// # Errors
     ///
     /// More groups than can ever be queued (`groups`), [`crate::error::Error::Overloaded`] when they can't be now.
-    async fn accept(&self, rollout: NewRollout) -> Result<()>;
+    async fn accept(&self, rollout: NewRollout) -> Result<Claim>;
 
     /// The next groups to generate, in order of acceptance, marked as being generated. A group under suspicion of ending the process
     /// comes alone, and only when nothing else is being generated.
@@ -272,8 +279,8 @@ pub trait BatchStore: Send + Sync {
     /// How generation of a group ended. False when nobody waits for it any more: it was cancelled.
     async fn finish(&self, uid: &str, outcome: Outcome) -> Result<bool>;
 
-    /// Groups whose generation was ended in an orderly way: they are accepted again, as if never started.
-    async fn give_back(&self, uids: Vec<String>) -> Result<()>;
+    /// Groups whose generation was ended: they are accepted again, as if never started unless they are to `blame` for the end.
+    async fn give_back(&self, uids: Vec<String>, blame: bool) -> Result<()>;
 
     /// Drops what a rollout has not finished; gives the uids of those groups. `None` when it is not known.
     async fn cancel(&self, rollout_id: &str) -> Result<Option<Vec<String>>>;
@@ -294,8 +301,8 @@ pub trait BatchStore: Send + Sync {
     /// A lease from now on for this long; gives when it expires. Errors as [`BatchStore::ack`].
     async fn extend(&self, lease_id: &str, fence: u64, lease_ms: u64) -> Result<u64>;
 
-    /// Leases that are held, with their payloads, of one learner or of all.
-    async fn leases(&self, learner: Option<String>) -> Result<Vec<Lease>>;
+    /// Leases that are held, of one learner or of all; their payloads are empty unless asked for.
+    async fn leases(&self, learner: Option<String>, with_payloads: bool) -> Result<Vec<Lease>>;
 
     /// Ends leases that have expired and forgets what is old; gives the number of leases ended.
     async fn sweep(&self) -> Result<usize>;

@@ -3,14 +3,17 @@
 use rusqlite::{Row, params};
 
 use super::writer::{Attempt, Ops};
-use super::{Blob, Job, NewGroup, NewRollout, Outcome, State};
+use super::{Blob, Claim, Job, NewGroup, NewRollout, Outcome, State};
 use crate::error::Error;
 
 /// Starts that did not end, before a group is generated alone, so that those beside it are not blamed again.
 const SUSPECT_AFTER: u32 = 2;
 
 impl Ops<'_> {
-    pub fn accept(&self, rollout: &NewRollout) -> Attempt<()> {
+    pub fn accept(&self, rollout: &NewRollout) -> Attempt<Claim> {
+        if let Some(known) = rollout.key.as_ref().map(|key| self.known_key(&key.key)).transpose()?.flatten() {
+            return Ok(known);
+        }
         let wanted = rollout.groups.iter().filter(|group| group.unusable.is_none()).count();
         let limit = self.options.max_queued_groups;
         if wanted > limit {
@@ -33,7 +36,7 @@ impl Ops<'_> {
         if let Some(cursor) = &rollout.cursor {
             self.db.execute("INSERT OR REPLACE INTO cursors VALUES (?1, ?2)", params![rollout.queue, cursor])?;
         }
-        Ok(())
+        Ok(Claim::New)
     }
 
     pub(super) fn insert(&self, rollout: &NewRollout, group: &NewGroup) -> Attempt<()> {
@@ -62,15 +65,15 @@ impl Ops<'_> {
 
     /// Groups that are pending, ready or leased.
     fn queued(&self) -> Attempt<usize> {
-        let mut count = self
-            .db
-            .prepare_cached("SELECT count(*) FROM groups WHERE state IN ('accepted', 'generating', 'ready', 'leased')")?;
+        let mut count =
+            self.db.prepare_cached("SELECT count(*) FROM groups WHERE state IN ('accepted', 'generating', 'ready', 'leased')")?;
         Ok(count.query_row([], |row| row.get(0))?)
     }
 
     pub fn start(&self, limit: usize) -> Attempt<Vec<Job>> {
         let suspicion = SUSPECT_AFTER.min(self.options.max_generations.saturating_sub(1)).max(1);
-        let mut running = self.db.prepare_cached("SELECT count(*), coalesce(max(generations), 0) FROM groups WHERE state = 'generating'")?;
+        let mut running =
+            self.db.prepare_cached("SELECT count(*), coalesce(max(generations), 0) FROM groups WHERE state = 'generating'")?;
         let (running, most): (usize, u32) = running.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         if most > suspicion {
             return Ok(Vec::new());
@@ -107,9 +110,8 @@ impl Ops<'_> {
                 generations: row.get(5)?,
             })
         })?;
-        let mut blobs = self
-            .db
-            .prepare_cached("SELECT b.sha256, bytes FROM group_blobs g JOIN blobs b ON b.sha256 = g.sha256 WHERE seq = ?1")?;
+        let mut blobs =
+            self.db.prepare_cached("SELECT b.sha256, bytes FROM group_blobs g JOIN blobs b ON b.sha256 = g.sha256 WHERE seq = ?1")?;
         let blobs = blobs.query_map([seq], |row| Ok(Blob { sha256: row.get(0)?, bytes: row.get(1)? }))?;
         job.blobs = blobs.collect::<Result<_, _>>()?;
         Ok(job)
@@ -152,7 +154,8 @@ impl Ops<'_> {
     }
 
     pub(super) fn bury(&self, seq: i64, reason: &str) -> Attempt<()> {
-        let mut update = self.db.prepare_cached("UPDATE groups SET state = 'dead', reason = ?2, lease_id = NULL, at_ms = ?3 WHERE seq = ?1")?;
+        let mut update =
+            self.db.prepare_cached("UPDATE groups SET state = 'dead', reason = ?2, lease_id = NULL, at_ms = ?3 WHERE seq = ?1")?;
         update.execute(params![seq, reason, self.now])?;
         Ok(())
     }
@@ -174,26 +177,31 @@ impl Ops<'_> {
         Ok(())
     }
 
-    pub fn give_back(&self, uids: &[String]) -> Attempt<()> {
+    pub fn give_back(&self, uids: &[String], blame: bool) -> Attempt<()> {
         self.tell();
         for uid in uids {
             self.db
                 .prepare_cached(
-                    "UPDATE groups SET state = 'accepted', generations = generations - 1 WHERE uid = ?1 AND state = 'generating'",
+                    "UPDATE groups SET state = 'accepted', generations = generations - ?2 WHERE uid = ?1 AND state = 'generating'",
                 )?
-                .execute([uid])?;
+                .execute(params![uid, u32::from(!blame)])?;
         }
+        self.bury_poison("the server failed {} times while it generated this group", "accepted")
+    }
+
+    /// Groups that were started too often go to the dead letters.
+    fn bury_poison(&self, reason: &str, state: &str) -> Attempt<()> {
+        let limit = self.options.max_generations;
+        let reason = reason.replace("{}", &limit.to_string());
+        self.db
+            .prepare_cached("UPDATE groups SET state = 'dead', reason = ?2, at_ms = ?3 WHERE state = ?4 AND generations >= ?1")?
+            .execute(params![limit, reason, self.now, state])?;
         Ok(())
     }
 
     /// What the last process left: groups that it was generating are generated again, unless they ended too many of them.
     pub fn recover(&self) -> Attempt<()> {
-        let limit = self.options.max_generations;
-        let reason = format!("the server ended {limit} times while it generated this group");
-        self.db.execute(
-            "UPDATE groups SET state = 'dead', reason = ?2, at_ms = ?3 WHERE state = 'generating' AND generations >= ?1",
-            params![limit, reason, self.now],
-        )?;
+        self.bury_poison("the server ended {} times while it generated this group", "generating")?;
         self.db.execute("UPDATE groups SET state = 'accepted' WHERE state = 'generating'", [])?;
         // A wall clock that was set back must not make leases longer than they were.
         self.db.execute("UPDATE leases SET expires_ms = min(expires_ms, ?1 + lease_ms) WHERE state = 'live'", [self.now])?;

@@ -35,7 +35,8 @@ impl SqliteStore {
         lock.try_lock().map_err(|_| setup("another server uses this folder".into()))?;
         let file = folder.join("grouper.sqlite");
         let mut db = Connection::open(&file).map_err(|e| setup(e.to_string()))?;
-        let checked: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| setup(format!("{e} (grouper.sqlite)")))?;
+        let checked: String =
+            db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| setup(format!("{e} (grouper.sqlite)")))?;
         if checked != "ok" {
             return Err(setup(format!("grouper.sqlite is damaged: {checked}")));
         }
@@ -74,7 +75,7 @@ impl SqliteStore {
 
 #[async_trait]
 impl BatchStore for SqliteStore {
-    async fn accept(&self, rollout: NewRollout) -> Result<()> {
+    async fn accept(&self, rollout: NewRollout) -> Result<Claim> {
         self.shared.call(Needs::Room, move |ops| ops.accept(&rollout)).await
     }
 
@@ -87,8 +88,8 @@ impl BatchStore for SqliteStore {
         self.shared.call(Needs::Room, move |ops| ops.finish(&uid, &outcome)).await
     }
 
-    async fn give_back(&self, uids: Vec<String>) -> Result<()> {
-        self.shared.call(Needs::Little, move |ops| ops.give_back(&uids)).await
+    async fn give_back(&self, uids: Vec<String>, blame: bool) -> Result<()> {
+        self.shared.call(Needs::Little, move |ops| ops.give_back(&uids, blame)).await
     }
 
     async fn cancel(&self, rollout_id: &str) -> Result<Option<Vec<String>>> {
@@ -121,8 +122,8 @@ impl BatchStore for SqliteStore {
         self.shared.call(Needs::Little, move |ops| ops.extend(&lease_id, fence, lease_ms)).await
     }
 
-    async fn leases(&self, learner: Option<String>) -> Result<Vec<Lease>> {
-        self.shared.call(Needs::Little, move |ops| ops.leases(learner.as_deref())).await
+    async fn leases(&self, learner: Option<String>, with_payloads: bool) -> Result<Vec<Lease>> {
+        self.shared.call(Needs::Little, move |ops| ops.leases(learner.as_deref(), with_payloads)).await
     }
 
     async fn sweep(&self) -> Result<usize> {

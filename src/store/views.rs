@@ -22,9 +22,9 @@ impl Ops<'_> {
                 _ => _ = queue.dropped.insert(reason, count),
             }
         }
-        let mut states = self.db.prepare_cached(
-            "SELECT queue, state, count(*) FROM groups WHERE state NOT IN ('acked', 'dropped') GROUP BY state, queue",
-        )?;
+        let mut states = self
+            .db
+            .prepare_cached("SELECT queue, state, count(*) FROM groups WHERE state NOT IN ('acked', 'dropped') GROUP BY state, queue")?;
         let states = states.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)? as u64)))?;
         for state in states {
             let (queue, state, count) = state?;
@@ -102,7 +102,8 @@ impl Ops<'_> {
             let mut select = self.db.prepare_cached(
                 "SELECT uid, deliveries, payload FROM groups WHERE rollout_id = ?1 AND state IN ('ready', 'leased') ORDER BY seq",
             )?;
-            let rows = select.query_map([rollout_id], |row| Ok(Delivery { uid: row.get(0)?, delivery: row.get(1)?, payload: row.get(2)? }))?;
+            let rows =
+                select.query_map([rollout_id], |row| Ok(Delivery { uid: row.get(0)?, delivery: row.get(1)?, payload: row.get(2)? }))?;
             progress.groups = rows.collect::<Result<_, _>>()?;
         }
         Ok(Some(progress))

@@ -117,11 +117,7 @@ impl Shared {
     }
 
     /// Does something in a transaction and answers when it is on disk.
-    pub async fn call<T: Send + 'static>(
-        &self,
-        needs: Needs,
-        mut act: impl FnMut(&Ops<'_>) -> Attempt<T> + Send + 'static,
-    ) -> Result<T> {
+    pub async fn call<T: Send + 'static>(&self, needs: Needs, mut act: impl FnMut(&Ops<'_>) -> Attempt<T> + Send + 'static) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
         let result = Arc::new(Mutex::new(None));
         let slot = result.clone();
