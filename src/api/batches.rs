@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -10,10 +10,19 @@ use utoipa::IntoParams;
 use super::AppState;
 use super::error::{ApiResult, ErrorBody};
 use super::extract::{JsonBody, NoBody, Params};
+use crate::rollout::batch::MEDIA_TYPE;
 use crate::rollout::delivery::{
     AckRequest, CountsReply, DeadReply, EndReply, ExtendReply, ExtendRequest, LeaseReply, LeaseRequest, LeasesReply, NackRequest,
     RequeueReply,
 };
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct FileQuery {
+    /// In safetensors: repeat a group's pixels for each of its samples.
+    #[serde(default)]
+    pub expand_images: bool,
+}
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -36,15 +45,32 @@ pub struct DeadQuery {
 
 /// Take groups for a while.
 ///
-/// First in, first out by acceptance. What is not acked before the lease ends is delivered again.
-#[utoipa::path(post, path = "/v1/batches/lease", tag = "batches", request_body = LeaseRequest, responses(
+/// First in, first out by acceptance. What is not acked before the lease ends is delivered again. With
+/// `Accept: application/vnd.safetensors` the reply is one file with TRL's tensor names and the lease in its metadata.
+#[utoipa::path(post, path = "/v1/batches/lease", tag = "batches", params(FileQuery), request_body = LeaseRequest, responses(
     (status = 200, body = LeaseReply), (status = 204, description = "Too few groups are ready"),
     (status = 400, body = ErrorBody), (status = 410, description = "`end_of_data`: the data set's last group was delivered", body = ErrorBody)))]
-pub async fn lease(State(state): State<AppState>, JsonBody(request): JsonBody<LeaseRequest>) -> ApiResult<Response> {
+pub async fn lease(
+    State(state): State<AppState>,
+    Params(query): Params<FileQuery>,
+    headers: HeaderMap,
+    JsonBody(request): JsonBody<LeaseRequest>,
+) -> ApiResult<Response> {
     Ok(match state.service.lease(request).await? {
+        Some(lease) if wants_file(&headers) => file(state.service.lease_file(lease, query.expand_images).await?),
         Some(lease) => Json(lease).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
+}
+
+/// Whether a batch is wanted as a learner loads it.
+pub fn wants_file(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|kind| kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(MEDIA_TYPE))
+}
+
+pub fn file(bytes: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, MEDIA_TYPE)], bytes).into_response()
 }
 
 /// Declare a lease's groups consumed: they are never delivered again. Repeating it changes nothing.

@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::advantage::{SampleRewards, advantages};
+use super::batch::{Layout, check_media};
 use super::plan::{DEFAULT_QUEUE, MAX_QUEUE_NAME, check_label, in_range};
 use super::queue::{StoredGroup, from_json};
 use super::reply::ScoredGroup;
 use super::service::RolloutService;
 use crate::error::{Error, Result};
-use crate::store::{DeadGroup, Lease, LeaseWish};
+use crate::store::{DeadGroup, Job, Lease, LeaseWish};
 
 /// How often a waiting learner looks again, for leases of others that expire.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -209,6 +210,44 @@ impl RolloutService {
         }
     }
 
+    /// A lease as a safetensors file. Should that fail, the groups go back to their places.
+    pub async fn lease_file(&self, mut lease: LeaseReply, expand_images: bool) -> Result<Vec<u8>> {
+        let (lease_id, held) = (lease.lease_id.clone(), fence(&lease.fence)?);
+        let made = async {
+            self.add_media(&mut lease).await?;
+            let layout = Layout::new(&self.generator, expand_images);
+            on_a_thread(move || layout.lease(&lease)).await
+        };
+        match made.await {
+            Ok(file) => Ok(file),
+            Err(error) => {
+                self.store.nack(&lease_id, held, Some(error.to_string())).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The pixels of groups that want them, from the images that they were accepted with.
+    async fn add_media(&self, lease: &mut LeaseReply) -> Result<()> {
+        let with_images = lease.groups.iter().filter(|group| !group.images.is_empty());
+        let jobs = self.store.jobs(with_images.map(|group| group.uid.clone()).collect()).await?;
+        let load = async |job: Job| {
+            let (mut plan, ..) = self.unpack(&job)?;
+            let wanted = plan.groups.pop().filter(|_| plan.settings.returns.pixel_values);
+            Ok::<_, Error>(match wanted {
+                Some(group) => Some((job.uid, self.generator.prepare(group.prompt).await?.input.media)),
+                None => None,
+            })
+        };
+        for (uid, media) in futures::future::try_join_all(jobs.into_iter().map(load)).await?.into_iter().flatten() {
+            for group in lease.groups.iter_mut().filter(|group| group.uid == uid) {
+                check_media(group, &media)?;
+                group.media = media.clone();
+            }
+        }
+        Ok(())
+    }
+
     pub async fn ack(&self, lease_id: &str, request: AckRequest) -> Result<EndReply> {
         let uids = self.store.ack(lease_id, fence(&request.fence)?).await?;
         Ok(EndReply { lease_id: lease_id.to_owned(), state: "acked", uids })
@@ -305,6 +344,11 @@ impl RolloutService {
             groups: stored.into_iter().map(|stored| stored.group).collect(),
         })
     }
+}
+
+/// A batch takes long enough to write that others should not wait for it.
+pub(super) async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }
 
 /// Advantages that span groups, over those of one recipe and the same rewards.

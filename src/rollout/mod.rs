@@ -5,6 +5,7 @@
 //! store ([`queue`]), from which [`feeder`] generates and [`delivery`] serves learners.
 
 pub mod advantage;
+pub mod batch;
 pub mod delivery;
 pub mod feeder;
 mod figures;

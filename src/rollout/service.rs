@@ -13,6 +13,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::advantage::advantages;
+use super::batch::{Layout, check_media};
+use super::delivery::on_a_thread;
 use super::figures::Tally;
 use super::generator::{Generator, Permit};
 use super::group::{Finished, Outcome, Run};
@@ -23,6 +25,7 @@ use super::request::RolloutRequest;
 use super::rewarder::ScorePool;
 use super::scoring::{self, ScoreReply, ScoreRequest};
 use crate::error::{Error, Result};
+use crate::processor::PromptRequest;
 use crate::store::{BatchStore, StoreOptions};
 
 pub struct RolloutService {
@@ -86,8 +89,34 @@ impl RolloutService {
         let origin = Origin::drawn(&plan);
         match plan.idempotency_key.take().zip(fingerprint) {
             None => self.starter().start(plan, origin)?.finish().await,
-            Some((key, fingerprint)) => Ok(RolloutReply::clone(&*self.keyed(key, fingerprint, plan, origin).await?)),
+            Some((key, fingerprint)) => {
+                let wanted = plan.settings.returns.pixel_values;
+                let prompts: HashMap<_, _> = plan.groups.iter().filter(|_| wanted).map(|g| (g.id.clone(), g.prompt.clone())).collect();
+                let mut reply = RolloutReply::clone(&*self.keyed(key, fingerprint, plan, origin).await?);
+                self.restore_media(&mut reply, prompts).await?;
+                Ok(reply)
+            }
         }
+    }
+
+    /// A remembered reply has lost its pixels.
+    async fn restore_media(&self, reply: &mut RolloutReply, mut prompts: HashMap<String, PromptRequest>) -> Result<()> {
+        for group in &mut reply.groups {
+            let GroupReply::Scored(group) = group else { continue };
+            let lost = !group.images.is_empty() && group.media.is_empty();
+            if let Some(prompt) = prompts.remove(&group.id).filter(|_| lost) {
+                let media = self.generator.prepare(prompt).await?.input.media;
+                check_media(group, &media)?;
+                group.media = media;
+            }
+        }
+        Ok(())
+    }
+
+    /// A reply as a safetensors file.
+    pub async fn rollout_file(&self, reply: RolloutReply, expand_images: bool) -> Result<Vec<u8>> {
+        let layout = Layout::new(&self.generator, expand_images);
+        on_a_thread(move || layout.rollout(&reply)).await
     }
 
     /// The reply of a keyed request, generated once.
