@@ -16,6 +16,7 @@ use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
+use crate::rollout::dataset::DatasetOptions;
 use crate::rollout::limits::Limits;
 use crate::rollout::service::QueueOptions;
 use crate::selftest::SelftestConfig;
@@ -34,6 +35,7 @@ pub struct Config {
     pub queue: QueueOptions,
     /// Where the store is; in memory when `None`.
     pub data_dir: Option<PathBuf>,
+    pub dataset: Option<DatasetOptions>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +93,7 @@ impl Config {
             limits,
             queue: queue(&args.queue)?,
             data_dir: args.queue.data_dir.clone(),
+            dataset: dataset(&args.queue)?,
         })
     }
 }
@@ -105,6 +108,16 @@ fn queue(args: &QueueArgs) -> Result<QueueOptions> {
         ..StoreOptions::default()
     };
     Ok(QueueOptions { store, max_staleness: args.max_staleness })
+}
+
+fn dataset(args: &QueueArgs) -> Result<Option<DatasetOptions>> {
+    let max_ahead = at_least_1("--max-ahead", args.max_ahead)?;
+    if max_ahead > args.max_queued_groups {
+        return Err(Error::Setup(format!("--max-ahead {max_ahead}: more than --max-queued-groups {}", args.max_queued_groups)));
+    }
+    let epochs = args.epochs.map(|epochs| at_least_1("--epochs", epochs).map(|epochs| epochs as u64)).transpose()?;
+    let (config, scratch) = (args.rollout_config.clone(), args.data_dir.clone());
+    Ok(args.dataset.clone().map(|file| DatasetOptions { file, config, max_ahead, epochs, scratch }))
 }
 
 fn http(args: &ServeArgs) -> Result<HttpConfig> {

@@ -180,7 +180,7 @@ impl Writer {
         if let Some(failure) = self.failure.get() {
             return Err(Error::Storage { message: failure.clone(), full: false });
         }
-        let full = self.full.get().is_some_and(|since| since.elapsed() < RETRY || !self.make_reserve());
+        let full = self.full.get().is_some_and(|since| since.elapsed() < RETRY || !(self.make_reserve() || self.has_free_pages()));
         let ops = Ops::new(&self.db, &self.options, self.clock.now_ms());
         let result = self.attempt(&ops, batch, full);
         if result.is_ok() && ops.changed.get() {
@@ -255,6 +255,12 @@ impl Writer {
                 false
             }
         }
+    }
+
+    /// What was acked made room within the file, which does not shrink.
+    fn has_free_pages(&self) -> bool {
+        let pragma = |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, usize>(0)).unwrap_or(0);
+        pragma("freelist_count") * pragma("page_size") >= 2 * RESERVE_BYTES
     }
 
     fn give_up_reserve(&self) {
