@@ -112,7 +112,7 @@ fn queue(args: &QueueArgs) -> Result<QueueOptions> {
 
 fn dataset(args: &QueueArgs) -> Result<Option<DatasetOptions>> {
     let max_ahead = at_least_1("--max-ahead", args.max_ahead)?;
-    if max_ahead > args.max_queued_groups {
+    if args.dataset.is_some() && max_ahead > args.max_queued_groups {
         return Err(Error::Setup(format!("--max-ahead {max_ahead}: more than --max-queued-groups {}", args.max_queued_groups)));
     }
     let epochs = args.epochs.map(|epochs| at_least_1("--epochs", epochs).map(|epochs| epochs as u64)).transpose()?;

@@ -130,7 +130,7 @@ impl BatchStore for SqliteStore {
         self.shared
             .call(Needs::Little, |ops| {
                 ops.forget_old()?;
-                ops.expire()
+                Ok(ops.expired.get())
             })
             .await
     }
