@@ -125,7 +125,8 @@ impl RolloutService {
                     stored
                 }
                 Ok(End::GiveBack) => {
-                    tokio::time::sleep(ROOM_AGAIN).await;
+                    // What is wrong with the engine is not over at once.
+                    tokio::time::sleep(TICK).await;
                     // It may be started again before this task is over.
                     self.under_way().remove(uid);
                     self.store.give_back(vec![uid.to_owned()], false).await
@@ -158,6 +159,8 @@ impl RolloutService {
             match self.generator.admit(samples, max_tokens) {
                 Ok(permit) => break permit,
                 Err(Error::Overloaded { .. }) => tokio::time::sleep(ROOM_AGAIN).await,
+                // Weights may be on their way.
+                Err(Error::NotReady(_)) if !self.generator.is_draining() => tokio::time::sleep(TICK).await,
                 Err(error) => return Err(error),
             }
         };

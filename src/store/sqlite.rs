@@ -56,7 +56,9 @@ impl SqliteStore {
     }
 
     fn with(db: &mut Connection, setup: &dyn Fn(String) -> Error) -> Result<()> {
-        let pragmas = db.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 2000;");
+        let pragmas = db.execute_batch(
+            "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 512; PRAGMA journal_size_limit = 2097152;",
+        );
         pragmas.map_err(|e| setup(e.to_string()))?;
         db.set_prepared_statement_cache_capacity(128);
         schema::migrate(db).map_err(setup)

@@ -74,7 +74,7 @@ pub(super) struct Task {
 /// Tasks of one transaction. A commit takes longer than many tasks, so most wait for the one under way, not for company.
 const MAX_BATCH: usize = 256;
 /// Written at the start and given up when the disk is full, so that acks and nacks go on.
-const RESERVE_BYTES: usize = 2 << 20;
+const RESERVE_BYTES: usize = 4 << 20;
 /// How often a full disk is looked at again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -268,12 +268,17 @@ impl Writer {
     /// What was acked made room within the file, which does not shrink.
     fn has_free_pages(&self) -> bool {
         let pragma = |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, usize>(0)).unwrap_or(0);
-        pragma("freelist_count") * pragma("page_size") >= 2 * RESERVE_BYTES
+        pragma("freelist_count") * pragma("page_size") >= RESERVE_BYTES
     }
 
     fn give_up_reserve(&self) {
         if let Some(Place { reserve: path, .. }) = &self.place {
             let _ = std::fs::remove_file(path);
+            // What failed lies at the end of the log until that is emptied, for which the reserve has room.
+            let emptied = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            if let Err(error) = emptied {
+                tracing::warn!("the store's log can't be emptied: {error}");
+            }
         }
         self.full.set(Some(Instant::now()));
     }

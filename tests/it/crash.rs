@@ -4,6 +4,7 @@
 //! to [`ACTORS`] puts it under the same kills.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -138,10 +139,10 @@ pub struct ServerProcess {
 
 impl ServerProcess {
     /// Starts a server on a data folder and waits until it is ready.
-    pub fn start(folder: &Path, port: u16, env: &[(&str, PathBuf)]) -> Self {
+    pub fn start(folder: &Path, port: u16, env: &[(&str, OsString)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_grouper"));
         command.arg("serve").arg(golden::model("tiny-vl")).args(["--port", &port.to_string(), "--device", "cpu", "--threads", "1"]);
-        command.args(["--max-model-len", "512", "--kv-cache-memory", "16M", "--max-deliveries", "100000", "--max-generations", "100000"]);
+        command.args(["--max-model-len", "512", "--kv-cache-memory", "16M"]);
         command.envs(env.iter().map(|(name, value)| (name, value)));
         command.arg("--data-dir").arg(folder).stdout(Stdio::null()).stderr(Stdio::piped()).env("RUST_LOG", "warn");
         let mut child = command.spawn().unwrap();
@@ -169,11 +170,20 @@ impl ServerProcess {
     }
 }
 
+/// Never gives a group up: kills are nobody's fault here.
+fn patient() -> Vec<(&'static str, OsString)> {
+    ["GROUPER_MAX_DELIVERIES", "GROUPER_MAX_GENERATIONS"].map(|name| (name, "100000".into())).into()
+}
+
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn request(seed: u64, groups: usize, fields: Value) -> Value {
@@ -316,8 +326,8 @@ async fn killed_servers_keep_their_promises() {
     let (kills, seed) = (number("GROUPER_CRASHES", 30), number("GROUPER_SEED", 20_251_124));
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut server = ServerProcess::start(&data, port, &[]);
+    let port = free_port();
+    let mut server = ServerProcess::start(&data, port, &patient());
     let world = Arc::new(World {
         client: Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap(),
         url: format!("http://127.0.0.1:{port}"),
@@ -338,7 +348,7 @@ async fn killed_servers_keep_their_promises() {
         let path = data.clone();
         server = tokio::task::spawn_blocking(move || {
             server.kill();
-            ServerProcess::start(&path, port, &[])
+            ServerProcess::start(&path, port, &patient())
         })
         .await
         .unwrap();
@@ -402,4 +412,34 @@ fn audit(world: &World, counts: &Value, restarts: &[Duration]) {
     assert!(lost.is_empty(), "lost: {lost:?}");
     assert_eq!((promises.after_ack, promises.other_tokens, promises.stale_acks_taken, twice, unlearned), (0, 0, 0, 0, 0));
     assert!(accepted.len() > restarts.len() && promises.stale_acks > 0 && promises.learner_kills > 0, "too little happened to tell");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_ends_the_server_is_given_up() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let env = [("GROUPER_MAX_GENERATIONS", OsString::from("3"))];
+    let start = || ServerProcess::start(folder.path(), port, &env);
+    let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
+    let get = async |path: String| -> Value {
+        let reply = client.get(format!("http://127.0.0.1:{port}{path}")).send().await.unwrap();
+        serde_json::from_str(&reply.text().await.unwrap()).unwrap()
+    };
+    let mut server = start();
+    // Long enough to be killed in the middle.
+    let long = json!({"mode": "queue", "num_generations": 128, "sampling": {"max_tokens": 450, "ignore_eos": true}});
+    let sent = client.post(format!("http://127.0.0.1:{port}/v1/rollouts")).json(&request(1, 1, long)).send().await.unwrap();
+    let rollout: Value = serde_json::from_str(&sent.text().await.unwrap()).unwrap();
+    let progress = format!("/v1/rollouts/{}", rollout["rollout_id"].as_str().unwrap());
+    for _ in 0..3 {
+        while get(progress.clone()).await["states"]["generating"] != 1 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        server.kill();
+        server = start();
+    }
+    let dead = get("/v1/batches/dead".into()).await;
+    assert_eq!((&dead["groups"][0]["uid"], &dead["groups"][0]["generations"]), (&rollout["uids"][0], &json!(3)), "{dead}");
+    assert!(dead["groups"][0]["reason"].as_str().unwrap().contains("ended 3 times"), "{dead}");
+    assert_eq!(get(progress).await["states"]["dead"], 1);
 }

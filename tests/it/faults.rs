@@ -2,6 +2,7 @@
 //!
 //! The faults come from `faults.c`, preloaded into the server's process.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 
 use crate::common::user;
-use crate::crash::ServerProcess;
+use crate::crash::{ServerProcess, free_port};
 
 struct Faulty {
     server: ServerProcess,
@@ -21,11 +22,12 @@ struct Faulty {
 
 impl Faulty {
     fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         for name in ["data", "faults"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let server = ServerProcess::start(&folder.path().join("data"), port, &env(folder.path()));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
         Faulty { server, client, url: format!("http://127.0.0.1:{port}"), folder }
@@ -68,27 +70,31 @@ impl Faulty {
     }
 }
 
-fn env(folder: &Path) -> Vec<(&'static str, PathBuf)> {
+fn env(folder: &Path) -> Vec<(&'static str, OsString)> {
     let library = folder.join("faults.so");
     if !library.exists() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/faults.c");
         let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).arg("-ldl").status();
         assert!(compiled.unwrap().success(), "a C compiler is needed, as for the build");
     }
-    vec![("LD_PRELOAD", library), ("GROUPER_FAULTS", folder.join("faults")), ("GROUPER_FAULTY_DIR", folder.join("data"))]
+    vec![
+        ("LD_PRELOAD", library.into()),
+        ("GROUPER_FAULTS", folder.join("faults").into()),
+        ("GROUPER_FAULTY_DIR", folder.join("data").into()),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_work_and_takes_acks() {
     let faulty = Faulty::start();
-    std::fs::write(faulty.fault("quota"), (12 << 20).to_string()).unwrap();
+    std::fs::write(faulty.fault("quota"), (24 << 20).to_string()).unwrap();
     let mut accepted = Vec::new();
     let refused = loop {
         match faulty.accept(accepted.len()).await {
             (202, reply) => accepted.push(reply["uids"][0].as_str().unwrap().to_owned()),
             refused => break refused,
         }
-        assert!(accepted.len() < 500, "the disk is never full");
+        assert!(accepted.len() < 1000, "the disk is never full");
     };
     assert_eq!((refused.0, &refused.1["error"]["code"]), (507, &json!("storage_full")), "{refused:?}");
     assert!(accepted.len() > 10);
