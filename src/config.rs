@@ -92,8 +92,8 @@ impl Config {
             processor,
             limits,
             queue: queue(&args.queue)?,
-            data_dir: args.queue.data_dir.clone(),
-            dataset: dataset(&args.queue)?,
+            data_dir: args.data_dir.clone(),
+            dataset: dataset(args)?,
         })
     }
 }
@@ -110,14 +110,14 @@ fn queue(args: &QueueArgs) -> Result<QueueOptions> {
     Ok(QueueOptions { store, max_staleness: args.max_staleness })
 }
 
-fn dataset(args: &QueueArgs) -> Result<Option<DatasetOptions>> {
+fn dataset(args: &ServeArgs) -> Result<Option<DatasetOptions>> {
+    let (scratch, args) = (args.data_dir.clone(), &args.queue);
     let max_ahead = at_least_1("--max-ahead", args.max_ahead)?;
     if args.dataset.is_some() && max_ahead > args.max_queued_groups {
         return Err(Error::Setup(format!("--max-ahead {max_ahead}: more than --max-queued-groups {}", args.max_queued_groups)));
     }
     let epochs = args.epochs.map(|epochs| at_least_1("--epochs", epochs).map(|epochs| epochs as u64)).transpose()?;
-    let (config, scratch) = (args.rollout_config.clone(), args.data_dir.clone());
-    Ok(args.dataset.clone().map(|file| DatasetOptions { file, config, max_ahead, epochs, scratch }))
+    Ok(args.dataset.clone().map(|file| DatasetOptions { file, config: args.rollout_config.clone(), max_ahead, epochs, scratch }))
 }
 
 fn http(args: &ServeArgs) -> Result<HttpConfig> {

@@ -31,7 +31,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     serve_args.engine.device = "cpu".into();
     serve_args.served_model_name = vec![MODEL.into()];
     let data = std::env::temp_dir().join(format!("grouper-demo-{}", std::process::id()));
-    serve_args.queue.data_dir = Some(data.clone());
+    serve_args.data_dir = Some(data.clone());
     let config = Config::from_args(&serve_args)?;
     let bars = Bars::new(LogFormat::Text);
     let running = Running::start(&config, &folder, api::bind(&config.http)?, &bars)?;

@@ -102,6 +102,10 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "GROUPER_LOG_FORMAT", help_heading = "Server")]
     pub log_format: LogFormat,
 
+    /// Folder for what outlives the process
+    #[arg(long, value_name = "FOLDER", env = "GROUPER_DATA_DIR", help_heading = "Server")]
+    pub data_dir: Option<PathBuf>,
+
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Seed of requests that bring none [default: drawn for each]
@@ -131,9 +135,6 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Queue")]
 pub struct QueueArgs {
-    /// Folder for queued groups, leases and idempotency keys [default: none, they end with the process]
-    #[arg(long, env = "GROUPER_DATA_DIR")]
-    pub data_dir: Option<PathBuf>,
     /// Groups that may be pending, ready or leased
     #[arg(long, default_value_t = 4096, env = "GROUPER_MAX_QUEUED_GROUPS")]
     pub max_queued_groups: usize,

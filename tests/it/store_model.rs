@@ -277,6 +277,7 @@ async fn race(open: &dyn Fn(Clock) -> Arc<dyn BatchStore>, seed: u64, steps: usi
     for _ in 0..steps {
         race.step(&mut choices, restarts).await;
     }
+    race.model.expire();
     let counts = &race.store().counts().await.unwrap()["q"];
     let count = |state: State| race.model.groups.iter().filter(|group| group.state == state).count() as u64;
     assert_eq!(counts.missing(), 0, "{counts:?}");
