@@ -64,10 +64,12 @@ pub(super) enum Needs {
     Little,
 }
 
+type Act = dyn FnMut(&Ops<'_>) -> Attempt<()> + Send;
+
 /// A task runs as often as its transaction fails; its caller hears of the last run.
 pub(super) struct Task {
     needs: Needs,
-    run: Box<dyn FnMut(&Ops<'_>) -> Attempt<()> + Send>,
+    run: Box<Act>,
     reply: Box<dyn FnOnce(Result<()>) + Send>,
 }
 

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::plan::{DEFAULT_QUEUE, Plan};
 use super::queue::{GroupJob, from_json, pack, to_json};
-use super::request::{Mode, RolloutRequest};
+use super::request::{GroupBody, Mode, RolloutRequest};
 use super::service::{Origin, RolloutService};
 use crate::error::{Error, Result};
 use crate::store::{NewGroup, NewRollout};
@@ -186,7 +186,8 @@ impl Dataset {
                     let (job, blobs) = pack(&GroupJob { position: *row, body })?;
                     Ok(NewGroup { uid, job, blobs, retake: true, unusable: None })
                 }
-                Err((line, error)) => {
+                Err(error) => {
+                    let line = self.source.row(*row).unwrap_or_default();
                     let job = to_json(&json!({"position": row, "body": line}))?;
                     Ok(NewGroup { uid, job, unusable: Some(format!("row {row}: {error}")), ..NewGroup::default() })
                 }
@@ -197,14 +198,12 @@ impl Dataset {
         Ok(NewRollout { rollout_id, queue: self.queue.clone(), settings, groups, cursor, key: None })
     }
 
-    /// A row as a group, or what it was and why it can be none.
-    fn body(&self, service: &RolloutService, row: usize, id: String) -> std::result::Result<super::request::GroupBody, (Value, Error)> {
-        let line = self.source.row(row).map_err(|error| (Value::Null, error))?;
-        let checked = rows::group(line.clone(), id).and_then(|body| {
-            let request = RolloutRequest { groups: vec![body.clone()], ..self.settings.clone() };
-            Plan::new(request, service.generator.limits(), &service.served).map(|_| body)
-        });
-        checked.map_err(|error| (line, error))
+    /// A row as a group that can be generated, as far as can be told without its images.
+    fn body(&self, service: &RolloutService, row: usize, id: String) -> Result<GroupBody> {
+        let body = rows::group(self.source.row(row)?, id)?;
+        let request = RolloutRequest { groups: vec![body.clone()], ..self.settings.clone() };
+        Plan::new(request, service.generator.limits(), &service.served)?;
+        Ok(body)
     }
 }
 
