@@ -59,12 +59,13 @@ impl Running {
         if let Some(threads) = config.engine.threads {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         }
+        // A folder that can't be used is known before gigabytes are loaded.
+        let store = open_store(config, bars)?;
         let loaded = bars.spin(|say| load::start(config, folder, say))?;
         let info = loaded.engine.info();
         let figures =
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
-        let store = open_store(config, bars)?;
         let name = config.model.served_names[0].clone();
         let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
         let server = Server::start(listener, AppState::new(config, service.clone()))?;

@@ -184,7 +184,7 @@ impl Writer {
         if let Some(failure) = self.failure.get() {
             return Err(Error::Storage { message: failure.clone(), full: false });
         }
-        let full = self.full.get().is_some_and(|since| since.elapsed() < RETRY || !(self.make_reserve() || self.has_free_pages()));
+        let full = self.full.get().is_some_and(|since| since.elapsed() < RETRY || !(self.has_free_pages() || self.make_reserve()));
         let ops = Ops::new(&self.db, &self.options, self.clock.now_ms());
         let result = self.attempt(&ops, batch, full);
         if result.is_ok() && ops.changed.get() {
