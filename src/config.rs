@@ -8,12 +8,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
+pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, SelftestArgs, ServeArgs};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
+use crate::policy::PolicyConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
 use crate::rollout::limits::Limits;
@@ -29,6 +30,7 @@ pub struct Config {
     pub seed: Option<u64>,
     pub processor: ProcessorOptions,
     pub limits: Limits,
+    pub policy: PolicyConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -77,7 +79,12 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
-        Ok(Config { model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
+        let policy = PolicyConfig {
+            root: args.policy_root.clone(),
+            data_dir: args.data_dir.clone(),
+            serve_held: args.on_restart == OnRestart::ServeHeld,
+        };
+        Ok(Config { policy, model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
     }
 }
 

@@ -9,6 +9,7 @@ mod json;
 mod metrics;
 mod openai;
 mod page;
+mod policy;
 mod rewards;
 mod rollouts;
 mod routes;
@@ -27,6 +28,7 @@ use axum::middleware;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::Config;
+use crate::policy::Policy;
 use crate::rollout::generator::Generator;
 use crate::rollout::service::RolloutService;
 
@@ -35,6 +37,7 @@ use crate::rollout::service::RolloutService;
 pub struct AppState {
     service: Arc<RolloutService>,
     generator: Arc<Generator>,
+    policy: Arc<Policy>,
     http: Arc<Http>,
     health: Arc<health::Health>,
 }
@@ -51,7 +54,7 @@ struct Http {
 }
 
 impl AppState {
-    pub fn new(config: &Config, generator: Arc<Generator>) -> Self {
+    pub fn new(config: &Config, generator: Arc<Generator>, policy: Arc<Policy>) -> Self {
         let names = &config.model.served_names;
         let http = Http {
             keys: Keys { api: config.http.api_key.as_deref().map(Key::new), control: config.http.control_key.as_deref().map(Key::new) },
@@ -61,7 +64,7 @@ impl AppState {
             created: unix_seconds(),
         };
         let service = Arc::new(RolloutService::new(generator.clone(), names[0].clone()));
-        AppState { service, generator, http: Arc::new(http), health: Arc::default() }
+        AppState { service, generator, policy, http: Arc::new(http), health: Arc::default() }
     }
 
     /// The name that replies carry, or 404 when a request asks for another model.
