@@ -84,7 +84,8 @@ impl Config {
             data_dir: args.data_dir.clone(),
             serve_held: args.on_restart == OnRestart::ServeHeld,
         };
-        Ok(Config { policy, model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
+        let engine = EngineConfig { reference: args.reference, ..engine(&args.engine)? };
+        Ok(Config { policy, model, http: http(args)?, engine, seed: args.seed, processor, limits })
     }
 }
 

@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::error::{ApiError, ErrorBody};
-use super::{health, metrics, openai, policy, rewards, rollouts};
+use super::{health, logps, metrics, openai, policy, rewards, rollouts};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,7 +28,7 @@ use super::{health, metrics, openai, policy, rewards, rollouts};
     ),
     paths(
         rollouts::create, rewards::list, rewards::score, openai::chat::create, openai::completions::create, openai::models::list,
-        openai::models::get, policy::show, policy::update, policy::put, policy::pause, policy::resume, policy::sleep, policy::wake,
+        openai::models::get, logps::create, policy::freeze, policy::show, policy::update, policy::put, policy::pause, policy::resume, policy::sleep, policy::wake,
         health::health, health::ready, metrics::metrics
     ),
     components(schemas(ErrorBody)),

@@ -6,6 +6,7 @@ mod error;
 mod extract;
 mod health;
 mod json;
+mod logps;
 mod metrics;
 mod openai;
 mod page;

@@ -36,6 +36,8 @@ pub struct PolicyReply {
     held: HeldReply,
     /// The version that ought to be held: another than the held one after a restart without its weights.
     expected: u64,
+    /// An update is under way.
+    updating: bool,
     reference: Option<HeldReply>,
     staged: Vec<StageReply>,
 }
@@ -124,7 +126,8 @@ pub async fn show(State(state): State<AppState>) -> Json<PolicyReply> {
     Json(PolicyReply {
         held: HeldReply::new(policy.held(), policy.dtype()),
         expected: policy.expected(),
-        reference: None,
+        updating: policy.is_updating(),
+        reference: policy.reference().map(|held| HeldReply::new(held, policy.dtype())),
         staged: policy.staged().into_iter().map(StageReply::from).collect(),
     })
 }
@@ -184,6 +187,25 @@ pub async fn put(State(state): State<AppState>, RawQuery(query): RawQuery, reque
     let bytes = read_body(request, limit, "the model's tensors take").await?;
     let updated = turn.update(Source::Body(bytes), wanted).await?;
     Ok(Json(UpdateReply::new(updated, policy.dtype())).into_response())
+}
+
+/// What to freeze.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceBody {
+    /// Weights under `--policy-root`; those of the present policy unless given.
+    path: Option<String>,
+}
+
+/// Freeze the present policy, or weights of a path, as the reference.
+///
+/// A server started with `--reference` keeps a second copy of the weights, at first those that it was started with.
+#[utoipa::path(post, path = "/v1/policy/reference", tag = "policy", request_body = ReferenceBody, responses(
+    (status = 200, body = HeldReply), (status = 400, description = "No second copy, or what is wrong by tensor", body = ErrorBody),
+    (status = 409, description = "An update is under way", body = ErrorBody)))]
+pub async fn freeze(State(state): State<AppState>, JsonBody(body): JsonBody<ReferenceBody>) -> ApiResult<Json<HeldReply>> {
+    let held = state.policy.begin()?.freeze(body.path).await?;
+    Ok(Json(HeldReply::new(held, state.policy.dtype())))
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -3,7 +3,7 @@
 use axum::routing::{MethodRouter, get, post, put};
 
 use super::AppState;
-use super::{docs, health, metrics, openai, page, policy, rewards, rollouts};
+use super::{docs, health, logps, metrics, openai, page, policy, rewards, rollouts};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub static ROUTES: &[Route] = &[
     route("POST", "/v1/rollouts", Role::Infer, || post(rollouts::create)),
     route("GET", "/v1/rewards", Role::Infer, || get(rewards::list)),
     route("POST", "/v1/rewards/score", Role::Infer, || post(rewards::score)),
+    route("POST", "/v1/logps", Role::Infer, || post(logps::create)),
+    route("POST", "/v1/policy/reference", Role::Admin, || post(policy::freeze)),
     route("GET", "/v1/policy", Role::Admin, || get(policy::show)),
     route("POST", "/v1/policy", Role::Admin, || post(policy::update)),
     route("PUT", "/v1/policy", Role::Admin, || put(policy::put)),

@@ -269,6 +269,8 @@ pub trait Backend: Sized + Send + 'static {
     /// Writes rows `first_row..` of a weight anew where they are: its address stays, nothing is allocated on a device. The source
     /// may change when this returns.
     fn rewrite_weight(&self, weight: &mut Self::Weight, first_row: usize, rows: Matrix<'_>);
+    /// Copies a weight of the same shape where it is.
+    fn copy_weight(&self, from: &Self::Weight, to: &mut Self::Weight);
     /// Returns once the device has done all that it was asked for.
     fn synchronize(&self) {}
     /// Forgets captured steps: a buffer that they name is about to go.

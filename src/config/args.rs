@@ -108,6 +108,9 @@ pub struct ServeArgs {
     /// Folder from which POST /v1/policy may name weights
     #[arg(long, value_name = "FOLDER", env = "GROUPER_POLICY_ROOT", help_heading = "Policy")]
     pub policy_root: Option<PathBuf>,
+    /// Keep a second copy of the weights, for log-probabilities under a frozen policy
+    #[arg(long, help_heading = "Policy")]
+    pub reference: bool,
     /// After a restart without the expected weights: wait for a push, or serve those that are there
     #[arg(long, value_enum, default_value_t = OnRestart::Wait, env = "GROUPER_ON_RESTART", help_heading = "Policy")]
     pub on_restart: OnRestart,

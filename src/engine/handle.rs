@@ -8,11 +8,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::policy::{Order, PauseMode, Swap, Swapped};
 use super::request::{GroupRequest, PolicyVersion, SampleEvent, SamplingParams};
+use super::scoring::{ScoreJob, ScoreRequest, Scores};
 use super::vision_cache;
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
 use crate::model::param::TensorSpec;
-use crate::model::update::Facts;
+use crate::model::update::{Facts, Update};
 
 /// Stop ids and ids never to be drawn of one sample.
 pub const MAX_BANNED_IDS: usize = 128;
@@ -48,6 +49,8 @@ pub struct Weights {
     pub facts: Facts,
     /// Whether matrices are rounded to bf16.
     pub bf16: bool,
+    /// Whether there are reference weights beside the policy's.
+    pub reference: bool,
 }
 
 /// Figures that the engine thread keeps current, for `/metrics`, `/ready` and admission.
@@ -100,6 +103,7 @@ pub(super) enum Command {
     /// Run the invariants of blocks and slots and report what is in use.
     Audit(tokio::sync::oneshot::Sender<Audit>),
     Policy(Order),
+    Score(ScoreJob),
     /// Forget cached prefixes and vision features.
     ResetCaches,
     Shutdown,
@@ -240,6 +244,31 @@ impl EngineHandle {
 
     pub async fn wake(&self) -> Result<()> {
         self.order(Order::Wake).await
+    }
+
+    /// Makes the present weights, or those of an update, the reference; returns the version of the policy at that time.
+    ///
+    /// # Errors
+    ///
+    /// An engine without reference weights.
+    pub async fn freeze(&self, update: Option<Arc<Update>>) -> Result<PolicyVersion> {
+        self.order(|reply| Order::Freeze(update, reply)).await
+    }
+
+    /// Log-probabilities of given tokens.
+    ///
+    /// # Errors
+    ///
+    /// A sequence that does not fit the context, an engine without the weights that are asked for.
+    pub async fn score(&self, request: ScoreRequest) -> Result<Scores> {
+        if request.completion.is_empty() {
+            return Ok(Scores { version: self.stats.policy_version(), ..Scores::default() });
+        }
+        self.check_fits(request.prompt.token_ids.len(), request.completion.len())?;
+        self.check_media(&request.prompt)?;
+        let (reply, scores) = tokio::sync::oneshot::channel();
+        self.send(Command::Score(ScoreJob { request, reply }))?;
+        scores.await.map_err(|_| gone())?
     }
 
     async fn order<T>(&self, order: impl FnOnce(tokio::sync::oneshot::Sender<Result<T>>) -> Order) -> Result<T> {

@@ -12,6 +12,7 @@ pub mod policy;
 pub mod request;
 mod runner;
 mod scheduler;
+pub mod scoring;
 mod sequence;
 mod sizes;
 mod step_builder;
@@ -37,6 +38,7 @@ use handle::{Command, EngineHandle, EngineStats, Weights};
 use policy::Control;
 use runner::{InFlight, Runner};
 use scheduler::{Plan, Scheduler};
+use scoring::ScoreJob;
 use sequence::Group;
 use sizes::Sizes;
 
@@ -61,6 +63,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Patches of one pass of the vision tower.
     pub max_patches: usize,
+    /// Keep a second copy of the weights for log-probabilities under a frozen policy.
+    pub reference: bool,
 }
 
 impl Default for EngineConfig {
@@ -78,6 +82,7 @@ impl Default for EngineConfig {
             lag: 1,
             threads: None,
             max_patches: 16_384,
+            reference: false,
         }
     }
 }
@@ -140,13 +145,16 @@ pub fn start_cpu(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, 
 /// Loads a model folder onto a backend and runs the engine on a thread of its own.
 pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
     let mut model = Model::load(&backend, folder)?;
-    let weights = Weights { specs: model.specs(), facts: model.facts.clone(), bf16: Model::<B>::serves_bf16() };
+    let weights =
+        Weights { specs: model.specs(), facts: model.facts.clone(), bf16: Model::<B>::serves_bf16(), reference: config.reference };
+    // Beside the policy from the start: nothing is allocated later.
+    let reference = config.reference.then(|| Model::load(&backend, folder)).transpose()?;
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
     let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
     let stats = Arc::new(EngineStats::default());
     let mut info = sizes.info(&model.config, config, backend.name());
     let runner_config = sizes.runner(config, |rows| backend.step_rows(rows));
-    let mut runner = Runner::new(backend, model, &runner_config, stats.clone())?;
+    let mut runner = Runner::new(backend, model, reference, &runner_config, stats.clone())?;
     if let Some(memory) = runner.memory() {
         // Everything else is there; the cache takes what is left.
         sizes.settle(memory, config, block_bytes)?;
@@ -164,6 +172,7 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         stats: stats.clone(),
         draining: false,
         control: Control::default(),
+        scoring: VecDeque::new(),
     };
     let thread = std::thread::Builder::new()
         .name("engine".into())
@@ -189,6 +198,7 @@ struct Engine<B: Backend> {
     stats: Arc<EngineStats>,
     draining: bool,
     control: Control,
+    scoring: VecDeque<ScoreJob>,
 }
 
 impl<B: Backend> Engine<B> {
@@ -198,6 +208,7 @@ impl<B: Backend> Engine<B> {
             if self.control.is_halted() {
                 continue;
             }
+            self.score_next();
             let planning = Instant::now();
             let plan = self.scheduler.plan(self.in_flight.len());
             self.stats.plan_ns.fetch_add(planning.elapsed().as_nanos() as u64, Relaxed);
@@ -235,7 +246,7 @@ impl<B: Backend> Engine<B> {
     /// Handles what has arrived; sleeps while there is nothing to do. False ends the thread.
     fn take_commands(&mut self) -> bool {
         loop {
-            let rests = self.scheduler.is_empty() || self.control.is_halted();
+            let rests = (self.scheduler.is_empty() && self.scoring.is_empty()) || self.control.is_halted();
             let idle = rests && self.in_flight.is_empty() && !self.control.has_change();
             if idle && self.draining {
                 return false;
@@ -274,6 +285,7 @@ impl<B: Backend> Engine<B> {
                 let _ = reply.send(self.scheduler.audit());
             }
             Command::ResetCaches => self.scheduler.reset_caches(),
+            Command::Score(job) => self.scoring.push_back(job),
             Command::Policy(order) => self.obey(order),
             Command::Shutdown => self.draining = true,
         }

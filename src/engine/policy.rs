@@ -14,6 +14,7 @@ use super::Engine;
 use super::handle::GroupId;
 use super::request::PolicyVersion;
 use super::scheduler::Scheduler;
+use super::scoring::no_reference;
 use super::sequence::{Group, Phase};
 use crate::backends::Backend;
 use crate::error::{Error, Result};
@@ -67,6 +68,8 @@ pub(super) enum Order {
     /// Give the cache's memory back; answers with its bytes.
     Sleep(oneshot::Sender<Result<usize>>),
     Wake(oneshot::Sender<Result<()>>),
+    /// Makes the present weights, or those of an update, the reference.
+    Freeze(Option<Arc<Update>>, oneshot::Sender<Result<PolicyVersion>>),
 }
 
 /// A change that waits for its moment.
@@ -131,6 +134,13 @@ impl<B: Backend> Engine<B> {
             }
             Order::Sleep(reply) => drop(reply.send(self.sleep())),
             Order::Wake(reply) => drop(reply.send(self.wake())),
+            Order::Freeze(_, reply) if !self.runner.has_reference() => drop(reply.send(Err(no_reference()))),
+            Order::Freeze(update, reply) => {
+                self.runner.freeze(update.as_deref());
+                // Features of the old reference are nobody's any more.
+                self.scheduler.vision.clear();
+                let _ = reply.send(Ok(self.scheduler.version));
+            }
         }
     }
 

@@ -155,7 +155,7 @@ impl Scheduler {
     }
 
     /// The oldest sample that is not done.
-    fn head(&self) -> Option<SampleId> {
+    pub(super) fn head(&self) -> Option<SampleId> {
         self.startable().find_map(|group| group.samples.iter().find(|s| !s.is_done()).map(|s| SampleId { group: group.id, index: s.index }))
     }
 
@@ -178,7 +178,7 @@ impl Scheduler {
     }
 
     /// Takes blocks from the newest holder that is newer than `id`; nothing may be in flight.
-    fn preempt_newer_than(&mut self, id: SampleId) -> bool {
+    pub(super) fn preempt_newer_than(&mut self, id: SampleId) -> bool {
         for (group_id, group) in self.groups.range(id.group..).rev() {
             let newest = group.samples.iter().rev().find(|s| matches!(s.phase, Phase::Running { .. }));
             match newest {

@@ -61,6 +61,14 @@ impl<B: Backend> Model<B> {
             param.rewrite(b, update);
         }
     }
+
+    /// Takes over the weights of another instance of the same model.
+    pub fn copy(&mut self, b: &B, from: &mut Self) {
+        let from = params(&mut from.decoder, &mut from.vision);
+        for (mut to, from) in params(&mut self.decoder, &mut self.vision).into_iter().zip(from) {
+            to.copy(b, &from);
+        }
+    }
 }
 
 fn params<'a, B: Backend>(decoder: &'a mut Decoder<B>, vision: &'a mut Option<VisionTower<B>>) -> Vec<Param<'a, B>> {

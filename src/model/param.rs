@@ -66,6 +66,18 @@ impl<B: Backend> Param<'_, B> {
         }
     }
 
+    /// Takes over the values of the same parameter of another instance.
+    pub fn copy(&mut self, b: &B, from: &Self) {
+        match (self, from) {
+            (Param::Weight(to), Param::Weight(from)) => b.copy_weight(&from.operand, &mut to.operand),
+            (Param::Vector(to), Param::Vector(from)) => {
+                to.host.copy_from_slice(&from.host);
+                b.upload(&to.host, &mut to.values);
+            }
+            _ => panic!("two instances of one model differ in their parameters"),
+        }
+    }
+
     /// Writes the tensors that the update brings.
     pub fn rewrite(&mut self, b: &B, update: &Update) {
         match self {

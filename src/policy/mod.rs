@@ -8,12 +8,12 @@ mod record;
 mod stages;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
-use tokio::sync::OwnedMutexGuard;
 
 use crate::engine::handle::EngineHandle;
 use crate::engine::policy::{Apply, Swap};
@@ -50,8 +50,8 @@ pub struct Policy {
     config: PolicyConfig,
     state: Mutex<State>,
     stages: Stages,
-    /// Held by the one update that is under way.
-    updating: Arc<tokio::sync::Mutex<()>>,
+    /// Whether somebody has the turn.
+    updating: AtomicBool,
     record: Option<RecordFile>,
 }
 
@@ -60,6 +60,7 @@ struct State {
     /// Digest of the update that made what is held, to know it again when it is sent twice.
     last_update: String,
     expected: u64,
+    reference: Option<Held>,
 }
 
 /// Where new weights come from.
@@ -98,7 +99,12 @@ pub struct Updated {
 /// The right to make the next update.
 pub struct Turn {
     policy: Arc<Policy>,
-    _guard: OwnedMutexGuard<()>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.policy.updating.store(false, Ordering::Release);
+    }
 }
 
 impl Policy {
@@ -111,16 +117,21 @@ impl Policy {
         let weights = engine.weights();
         let sha256 = hex(&weights.facts.digest);
         let held = Held { version: 0, sha256: sha256.clone(), source: format!("model:{model}") };
+        let reference = weights.reference.then(|| held.clone());
         // In the widest type, with a tied head written out, and room for a header.
         let values: usize = weights.specs.iter().map(|spec| spec.len() * if spec.alias.is_some() { 2 } else { 1 }).sum();
         let stages = Stages::new(4 * values + (16 << 20));
         let record = config.data_dir.as_deref().map(RecordFile::open).transpose()?;
-        let state = Mutex::new(State { held, last_update: sha256, expected: 0 });
-        Ok(Arc::new(Policy { engine, config, state, stages, updating: Arc::default(), record }))
+        let state = Mutex::new(State { held, last_update: sha256, expected: 0, reference });
+        Ok(Arc::new(Policy { engine, config, state, stages, updating: AtomicBool::default(), record }))
     }
 
     pub fn held(&self) -> Held {
         self.lock().held.clone()
+    }
+
+    pub fn reference(&self) -> Option<Held> {
+        self.lock().reference.clone()
     }
 
     /// The version that ought to be held: another than the held one after a restart without its weights.
@@ -142,13 +153,18 @@ impl Policy {
         self.stages.max_bytes()
     }
 
+    /// Whether an update is under way.
+    pub fn is_updating(&self) -> bool {
+        self.updating.load(Ordering::Acquire)
+    }
+
     /// # Errors
     ///
     /// Another update is under way.
     pub fn begin(self: &Arc<Self>) -> Result<Turn> {
-        match self.updating.clone().try_lock_owned() {
-            Ok(guard) => Ok(Turn { policy: self.clone(), _guard: guard }),
-            Err(_) => Err(Error::Conflict("another update of the weights is under way".into())),
+        match self.updating.swap(true, Ordering::AcqRel) {
+            false => Ok(Turn { policy: self.clone() }),
+            true => Err(Error::Conflict("another update of the weights is under way".into())),
         }
     }
 
@@ -296,6 +312,34 @@ impl Turn {
         let swapped = self.swap(Some(Arc::new(update)), held.clone(), path, wanted.apply).await?;
         policy.lock().last_update = digest;
         Ok(Updated { held, changed: true, waited: swapped.0, stalled: swapped.1, ..updated })
+    }
+
+    /// Makes the present weights, or those of a path, the reference.
+    ///
+    /// # Errors
+    ///
+    /// No second copy of the weights, or what is wrong with those of the path.
+    pub async fn freeze(self, path: Option<String>) -> Result<Held> {
+        let policy = self.policy.clone();
+        let reader = policy.clone();
+        let Some(named) = path else {
+            policy.engine.freeze(None).await?;
+            // Nobody else changes what is held while this turn lasts.
+            let held = policy.held();
+            policy.lock().reference = Some(held.clone());
+            return Ok(held);
+        };
+        let source = format!("path:{named}");
+        let update = blocking(move || {
+            let path = path::resolve(reader.config.root.as_deref(), &named)?;
+            let weights = reader.engine.weights();
+            Update::check(Checkpoint::read(&path)?, &weights.specs, Extent::Whole, weights.bf16)
+        });
+        let update = Arc::new(update.await.map_err(refused)?);
+        let version = policy.engine.freeze(Some(update.clone())).await?.0;
+        let held = Held { version, sha256: hex(&update.facts().digest), source };
+        policy.lock().reference = Some(held.clone());
+        Ok(held)
     }
 
     /// Writes down what is about to be held, changes the engine, and from then on says so.

@@ -9,6 +9,7 @@ pub mod generator;
 mod group;
 mod idempotency;
 pub mod limits;
+pub mod logps;
 pub mod plan;
 pub mod recipe;
 pub mod reply;

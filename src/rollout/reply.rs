@@ -138,6 +138,9 @@ pub struct SampleReply {
     pub logps_sampled: Option<Vec<f32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Vec<f32>>,
+    /// As `logps`, under the reference weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ref_logps: Option<Vec<f32>>,
     /// 0 where the learner must not learn from the sample: it failed, was aborted, or was cut and `mask_truncated` is set.
     pub completion_mask: u8,
     #[schema(value_type = Vec<Object>)]
@@ -259,7 +262,7 @@ impl RolloutReply {
     /// About the memory it takes: what bounds how many are remembered.
     pub fn size(&self) -> usize {
         let of_sample = |sample: &SampleReply| {
-            let arrays = [&sample.logps, &sample.logps_raw, &sample.logps_sampled, &sample.entropy];
+            let arrays = [&sample.logps, &sample.logps_raw, &sample.logps_sampled, &sample.entropy, &sample.ref_logps];
             let floats: usize = arrays.iter().filter_map(|array| array.as_ref()).map(Vec::len).sum();
             512 + 4 * (sample.token_ids.len() + floats) + sample.text.as_ref().map_or(0, String::len)
         };

@@ -14,6 +14,7 @@ mod formula;
 mod golden;
 mod golden_model;
 mod golden_processor;
+mod logps;
 mod policy;
 mod policy_damage;
 mod rollout_advantage;

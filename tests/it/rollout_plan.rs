@@ -10,7 +10,7 @@ fn plan(fields: Value) -> Result<Plan, Error> {
     let mut body = json!({"groups": [{"prompt": "2 + 2"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     let request: RolloutRequest = serde_json::from_value(body).map_err(|error| Error::invalid("json", error.to_string()))?;
-    let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048 };
+    let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048, reference: false };
     Plan::new(request, &Limits::default(), &served)
 }
 

@@ -77,6 +77,10 @@ impl<T: Float> Backend for Cpu<T> {
         weight.rewrite::<T>(&self.threads, first_row, &rows);
     }
 
+    fn copy_weight(&self, from: &Weight, to: &mut Weight) {
+        to.clone_from(from);
+    }
+
     fn kv_block_bytes(&self, shape: HeadShape) -> usize {
         kv::Kv::block_bytes(shape)
     }

@@ -61,12 +61,14 @@ impl F32Row {
 }
 
 /// A GEMM operand `[n, k]` in panels.
+#[derive(Clone)]
 pub struct Weight {
     n: usize,
     k: usize,
     panels: Panels,
 }
 
+#[derive(Clone)]
 pub enum Panels {
     Bf16(Vec<Bf16Row>),
     F32(Vec<F32Row>),

@@ -161,6 +161,10 @@ impl Backend for Cuda {
         weight.write(&self.uploads, first_row, &rows);
     }
 
+    fn copy_weight(&self, from: &Weight, to: &mut Weight) {
+        to.copy_from(&self.device, from);
+    }
+
     fn synchronize(&self) {
         self.device.synchronize();
     }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::result;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::device::{Device, Memory};
+use super::device::{Device, Memory, check};
 use super::staging::Uploads;
 use crate::backends::{FloatData, Matrix};
 use crate::error::Result;
@@ -62,6 +63,15 @@ impl Weight {
                 });
             });
         }
+    }
+
+    /// Copies the values of another weight of the same shape, in the order of the stream.
+    pub fn copy_from(&self, device: &Device, from: &Weight) {
+        assert_eq!((self.n, self.k, self.ld), (from.n, from.k, from.ld), "weights differ in shape");
+        device.bind();
+        // Safety: both are live and of equal size.
+        let copied = unsafe { result::memcpy_dtod_async(self.ptr(), from.ptr(), self.bytes(), device.stream()) };
+        check("copying a weight", copied);
     }
 
     pub fn ptr(&self) -> u64 {
