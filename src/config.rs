@@ -51,6 +51,8 @@ pub struct HttpConfig {
     /// Names answered to beside those of loopback; `None` when the server is bound beyond loopback and answers to all.
     pub allowed_hosts: Option<Vec<String>>,
     pub drain_timeout: Duration,
+    /// Unix socket for weights by CUDA IPC.
+    pub control_socket: Option<PathBuf>,
 }
 
 impl Config {
@@ -114,6 +116,7 @@ fn http(args: &ServeArgs) -> Result<HttpConfig> {
         control_key: args.control_key.clone(),
         allowed_hosts: host.is_loopback().then(|| args.allow_host.clone()),
         drain_timeout: Duration::from_secs(args.drain_timeout),
+        control_socket: args.control_socket.clone(),
     })
 }
 

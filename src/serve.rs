@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{self, AppState, Server};
+use crate::api::{self, AppState, ControlSocket, Server};
 use crate::config::{Config, LogFormat, ServeArgs};
 use crate::error::{Error, Result};
 use crate::hub::{self, HubEnv};
@@ -42,6 +42,7 @@ pub async fn run(args: &ServeArgs) -> Result<()> {
 pub struct Running {
     pub server: Server,
     pub loaded: Loaded,
+    _control: Option<ControlSocket>,
 }
 
 impl Running {
@@ -56,8 +57,9 @@ impl Running {
         let figures =
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
-        let server = Server::start(listener, AppState::new(config, loaded.generator.clone(), loaded.policy.clone()))?;
-        Ok(Running { server, loaded })
+        let state = AppState::new(config, loaded.generator.clone(), loaded.policy.clone());
+        let control = config.http.control_socket.as_deref().map(|path| ControlSocket::start(path, state.clone())).transpose()?;
+        Ok(Running { server: Server::start(listener, state)?, loaded, _control: control })
     }
 
     /// Drains the server, then ends the engine.

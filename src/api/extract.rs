@@ -21,7 +21,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
-        let bytes = read_body(request, state.generator.limits().max_body_bytes, "--max-body-mb allows").await?;
+        let bytes = read_body(request, state.generator.limits().max_body_bytes, "--max-body-mb").await?;
         Ok(JsonBody(read_json(&bytes)?))
     }
 }
@@ -51,14 +51,19 @@ pub async fn read_body(request: Request, limit: usize, why: &str) -> Result<Vec<
         if bytes.len() + chunk.len() > limit {
             drop(bytes);
             discard(stream, 4 * limit).await;
-            return Err(Error::too_large("body", format!("larger than the {} MiB that {why}", limit >> 20)).into());
+            return Err(Error::too_large("body", format!("larger than {} MiB ({why})", limit >> 20)).into());
         }
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
 }
 
-/// Takes some more of a body that is too large, so that a caller who is still sending gets to read why.
+/// Takes the body of a request that is refused for another reason, if it is not too large.
+pub async fn discard_body(request: Request, budget: usize) {
+    discard(request.into_body().into_data_stream(), budget).await;
+}
+
+/// Takes some more of a body that is not wanted, so that a caller who is still sending gets to read why.
 async fn discard(mut stream: BodyDataStream, mut budget: usize) {
     let taking = async {
         while let Some(Ok(chunk)) = stream.next().await {

@@ -1,6 +1,7 @@
 //! HTTP: the only user of axum. One file per resource; what a request means is decided in `rollout` and `processor`.
 
 mod auth;
+mod control;
 mod docs;
 mod error;
 mod extract;
@@ -18,6 +19,7 @@ mod server;
 mod sse;
 
 pub use auth::{Key, Keys};
+pub use control::ControlSocket;
 pub use docs::openapi;
 pub use routes::{ROUTES, Role, Route};
 pub use server::{Server, bind};

@@ -1,20 +1,22 @@
 //! `/v1/policy`: which weights are served, and new ones; `/v1/engine/…`: rest and memory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult, ErrorBody};
-use super::extract::{JsonBody, read_body};
+use super::extract::{JsonBody, discard_body, read_body};
 use crate::engine::policy::{Apply, PauseMode};
 use crate::error::Error;
 use crate::model::update::Extent;
-use crate::policy::{Held, Source, Staged, Updated, Wanted};
+use crate::policy::{Held, Policy, Source, Staged, Turn, Updated, Wanted};
 
 /// Weights by version and content.
 #[derive(Debug, Serialize, ToSchema)]
@@ -101,7 +103,7 @@ impl From<Staged> for StageReply {
 }
 
 impl UpdateReply {
-    fn new(updated: Updated, dtype: &'static str) -> Self {
+    pub fn new(updated: Updated, dtype: &'static str) -> Self {
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
         UpdateReply {
             version: updated.held.version,
@@ -165,28 +167,50 @@ pub async fn update(State(state): State<AppState>, JsonBody(body): JsonBody<Poli
         (status = 400, description = "What is wrong, by tensor", body = ErrorBody),
         (status = 409, description = "Another update is under way, or the version is held with other weights", body = ErrorBody),
         (status = 413, description = "Larger than the model", body = ErrorBody)))]
-pub async fn put(State(state): State<AppState>, RawQuery(query): RawQuery, request: Request) -> ApiResult<axum::response::Response> {
-    use axum::response::IntoResponse;
-    let query = Query::read(query, &["version", "apply", "partial", "stage"])?;
-    let wanted = Wanted {
-        version: query.parsed("version", "a version number")?,
-        apply: query.named("apply")?.unwrap_or_default(),
-        extent: extent(query.parsed("partial", "true or false")?.unwrap_or_default()),
-    };
-    check_media_type(&request)?;
+pub async fn put(State(state): State<AppState>, RawQuery(query): RawQuery, request: Request) -> ApiResult<Response> {
+    const WHY: &str = "what the model's tensors take";
     let (policy, limit) = (&state.policy, state.policy.max_bytes());
-    if let Some(stage) = query.get("stage") {
-        if let Some(name) = ["version", "apply", "partial"].iter().find(|name| query.get(name).is_some()) {
-            return Err(Error::invalid(*name, "belongs to the update: say it when the stage is applied").into());
+    match check_media_type(&request).and_then(|()| Ok(Put::read(query, policy)?)) {
+        Err(error) => {
+            // Who is still sending gets to read why.
+            discard_body(request, limit).await;
+            Err(error)
         }
-        let bytes = read_body(request, limit, "the model's tensors take").await?;
-        let staged = policy.stage(stage.to_owned(), bytes).await?;
-        return Ok((StatusCode::CREATED, Json(StageReply::from(staged))).into_response());
+        Ok(Put::Stage(stage)) => {
+            let bytes = read_body(request, limit, WHY).await?;
+            let staged = policy.stage(stage, bytes).await?;
+            Ok((StatusCode::CREATED, Json(StageReply::from(staged))).into_response())
+        }
+        Ok(Put::Update(turn, wanted)) => {
+            let bytes = read_body(request, limit, WHY).await?;
+            let updated = turn.update(Source::Body(bytes), wanted).await?;
+            Ok(Json(UpdateReply::new(updated, policy.dtype())).into_response())
+        }
     }
-    let turn = policy.begin()?;
-    let bytes = read_body(request, limit, "the model's tensors take").await?;
-    let updated = turn.update(Source::Body(bytes), wanted).await?;
-    Ok(Json(UpdateReply::new(updated, policy.dtype())).into_response())
+}
+
+/// What a PUT is for.
+enum Put {
+    Stage(String),
+    Update(Turn, Wanted),
+}
+
+impl Put {
+    fn read(query: Option<String>, policy: &Arc<Policy>) -> Result<Self, Error> {
+        let query = Query::read(query, &["version", "apply", "partial", "stage"])?;
+        let Some(stage) = query.get("stage") else {
+            let wanted = Wanted {
+                version: query.parsed("version", "a version number")?,
+                apply: query.named("apply")?.unwrap_or_default(),
+                extent: extent(query.parsed("partial", "true or false")?.unwrap_or_default()),
+            };
+            return Ok(Put::Update(policy.begin()?, wanted));
+        };
+        match ["version", "apply", "partial"].iter().find(|name| query.get(name).is_some()) {
+            Some(name) => Err(Error::invalid(*name, "belongs to the update: say it when the stage is applied")),
+            None => Ok(Put::Stage(stage.to_owned())),
+        }
+    }
 }
 
 /// What to freeze.
@@ -280,7 +304,7 @@ fn tags(query: Option<String>) -> Result<Vec<String>, Error> {
     }
 }
 
-fn extent(partial: bool) -> Extent {
+pub fn extent(partial: bool) -> Extent {
     if partial { Extent::Partial } else { Extent::Whole }
 }
 

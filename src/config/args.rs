@@ -108,6 +108,9 @@ pub struct ServeArgs {
     /// Folder from which POST /v1/policy may name weights
     #[arg(long, value_name = "FOLDER", env = "GROUPER_POLICY_ROOT", help_heading = "Policy")]
     pub policy_root: Option<PathBuf>,
+    /// Unix socket on which processes of the same user hand over weights by CUDA IPC
+    #[arg(long, value_name = "PATH", env = "GROUPER_CONTROL_SOCKET", help_heading = "Policy")]
+    pub control_socket: Option<PathBuf>,
     /// Keep a second copy of the weights, for log-probabilities under a frozen policy
     #[arg(long, help_heading = "Policy")]
     pub reference: bool,

@@ -18,7 +18,8 @@ use super::scoring::no_reference;
 use super::sequence::{Group, Phase};
 use crate::backends::Backend;
 use crate::error::{Error, Result};
-use crate::model::update::Update;
+use crate::model::shared::SharedUpdate;
+use crate::model::update::{Update, WeightsDigest};
 
 /// What a change of the weights does to groups that have started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -44,9 +45,17 @@ pub enum PauseMode {
     Finish,
 }
 
+/// Weights to be served from now on.
+#[derive(Clone)]
+pub enum NewWeights {
+    /// The present ones, under another version.
+    Same,
+    Host(Arc<Update>),
+    Shared(Arc<SharedUpdate>),
+}
+
 pub struct Swap {
-    /// `None` only gives the weights another version.
-    pub update: Option<Arc<Update>>,
+    pub weights: NewWeights,
     pub version: PolicyVersion,
     pub apply: Apply,
 }
@@ -58,6 +67,8 @@ pub struct Swapped {
     pub waited: Duration,
     /// No step was taken for this time.
     pub stalled: Duration,
+    /// Of weights that only the device has seen.
+    pub digest: Option<WeightsDigest>,
 }
 
 /// What the handle tells the engine about its weights and its rest.
@@ -172,16 +183,19 @@ impl<B: Backend> Engine<B> {
                 self.publish_halt();
                 let _ = reply.send(Ok(()));
             }
-            Change::Swap(Swap { update, version, .. }, reply) => {
-                if let Some(update) = &update {
-                    self.runner.rewrite(update);
+            Change::Swap(Swap { weights, version, .. }, reply) => {
+                let digest = match self.runner.rewrite(&weights) {
+                    Ok(digest) => digest,
+                    Err(error) => return drop(reply.send(Err(error))),
+                };
+                if !matches!(weights, NewWeights::Same) {
                     self.scheduler.forget_old_weights(version);
                 }
                 self.scheduler.set_version(version);
                 self.stats.policy_version.store(version.0, Release);
                 let stalled = stalling.elapsed();
                 self.stats.swap_ns.fetch_add(stalled.as_nanos() as u64, Relaxed);
-                let _ = reply.send(Ok(Swapped { waited, stalled }));
+                let _ = reply.send(Ok(Swapped { waited, stalled, digest }));
             }
         }
         self.scheduler.publish_stats();

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
+use super::policy::NewWeights;
 use super::scoring::Scorer;
 use crate::backends::{Backend, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
 use crate::error::Result;
@@ -13,7 +14,7 @@ use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
 use crate::model::decoder::DecoderStep;
 use crate::model::input::MediaInput;
-use crate::model::update::Update;
+use crate::model::update::{Update, WeightsDigest};
 
 /// Sizes of the buffers, planned at start.
 #[derive(Clone, Debug)]
@@ -166,10 +167,21 @@ impl<B: Backend> Runner<B> {
         self.backend.synchronize();
     }
 
-    /// New weights in place of the old ones; no step may be in flight.
-    pub fn rewrite(&mut self, update: &Update) {
-        self.model.rewrite(&self.backend, update);
-        self.backend.synchronize();
+    /// New weights in place of the old ones; no step may be in flight. Returns the digest of those that only a device has seen.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with weights that could not be looked at before; the old ones are still there.
+    pub fn rewrite(&mut self, weights: &NewWeights) -> Result<Option<WeightsDigest>> {
+        match weights {
+            NewWeights::Same => Ok(None),
+            NewWeights::Host(update) => {
+                self.model.rewrite(&self.backend, update);
+                self.backend.synchronize();
+                Ok(None)
+            }
+            NewWeights::Shared(update) => self.model.rewrite_shared(&self.backend, update).map(Some),
+        }
     }
 
     /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.

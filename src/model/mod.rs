@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod input;
 pub mod mrope;
 pub mod param;
+pub mod shared;
 pub mod update;
 pub mod vision;
 pub mod weights;
@@ -19,7 +20,8 @@ use config::ModelConfig;
 use decoder::Decoder;
 use half::bf16;
 use param::{Loader, Param, TensorSpec};
-use update::{Extent, Facts, Update};
+use shared::SharedUpdate;
+use update::{Extent, Facts, Update, WeightsDigest};
 use vision::VisionTower;
 use weights::Checkpoint;
 
@@ -60,6 +62,15 @@ impl<B: Backend> Model<B> {
         for mut param in params(&mut self.decoder, &mut self.vision) {
             param.rewrite(b, update);
         }
+    }
+
+    /// As [`Model::rewrite`], from another process's memory.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with that memory; then nothing was written.
+    pub fn rewrite_shared(&mut self, b: &B, update: &SharedUpdate) -> Result<WeightsDigest> {
+        update.apply(b, params(&mut self.decoder, &mut self.vision))
     }
 
     /// Takes over the weights of another instance of the same model.

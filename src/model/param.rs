@@ -66,6 +66,34 @@ impl<B: Backend> Param<'_, B> {
         }
     }
 
+    /// As [`Param::rewrite`], from another process's memory; `find` gives a tensor's index there.
+    pub fn rewrite_shared(&mut self, b: &B, shared: &B::Shared, find: &impl Fn(&TensorSpec) -> Option<usize>) {
+        match self {
+            Param::Weight(weight) => {
+                let mut first_row = 0;
+                for part in &weight.parts {
+                    if let Some(index) = find(part) {
+                        b.rewrite_shared(&mut weight.operand, first_row, part.rows(), shared, index);
+                    }
+                    first_row += part.rows();
+                }
+            }
+            Param::Vector(vector) => {
+                let (mut start, mut changed) = (0, false);
+                for part in &vector.parts {
+                    if let Some(index) = find(part) {
+                        vector.host[start..start + part.len()].copy_from_slice(&b.read_shared(shared, index));
+                        changed = true;
+                    }
+                    start += part.len();
+                }
+                if changed {
+                    b.upload(&vector.host, &mut vector.values);
+                }
+            }
+        }
+    }
+
     /// Takes over the values of the same parameter of another instance.
     pub fn copy(&mut self, b: &B, from: &Self) {
         match (self, from) {

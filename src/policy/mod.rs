@@ -15,10 +15,13 @@ use std::time::{Duration, Instant};
 use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
 
+pub use crate::backends::{FloatType, SharedTensor};
 use crate::engine::handle::EngineHandle;
-use crate::engine::policy::{Apply, Swap};
+use crate::engine::policy::{Apply, NewWeights, Swap, Swapped};
 use crate::engine::request::PolicyVersion;
 use crate::error::{Error, Result};
+pub use crate::model::shared::SharedPart;
+use crate::model::shared::SharedUpdate;
 use crate::model::update::{Extent, Update, WeightsDigest};
 use crate::model::weights::Checkpoint;
 use record::{Record, RecordFile};
@@ -309,9 +312,44 @@ impl Turn {
         // A partial update of a path depends on what was there before it: the path alone does not bring it back.
         let path = path.filter(|_| wanted.extent == Extent::Whole);
         let held = Held { version, sha256, source: name };
-        let swapped = self.swap(Some(Arc::new(update)), held.clone(), path, wanted.apply).await?;
+        let swapped = self.swap(NewWeights::Host(Arc::new(update)), held.clone(), path, wanted.apply).await?;
         policy.lock().last_update = digest;
-        Ok(Updated { held, changed: true, waited: swapped.0, stalled: swapped.1, ..updated })
+        Ok(Updated { held, changed: true, waited: swapped.waited, stalled: swapped.stalled, ..updated })
+    }
+
+    /// Takes weights from another process's memory on the same device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Turn::update`], and memory that can't be opened.
+    pub async fn update_shared(self, device_uuid: [u8; 16], parts: Vec<SharedPart>, wanted: Wanted) -> Result<Updated> {
+        let started = Instant::now();
+        let policy = self.policy.clone();
+        policy.check_version(&wanted)?;
+        let before = policy.held();
+        if wanted.version == Some(before.version) {
+            return Err(Error::Conflict(format!("version {} is held already", before.version)));
+        }
+        let update = SharedUpdate::check(device_uuid, parts, &policy.engine.weights().specs, wanted.extent).map_err(refused)?;
+        let version = wanted.version.unwrap_or(policy.expected().max(before.version) + 1);
+        let (num_tensors, bytes, rounded) = (update.num_tensors(), update.bytes(), update.rounded().into_iter().collect());
+        let held = Held { version, sha256: String::new(), source: "ipc".into() };
+        let checked = started.elapsed();
+        let work = async move {
+            let swapped = self.swap(NewWeights::Shared(Arc::new(update)), held, None, wanted.apply).await;
+            let outcome = if swapped.is_ok() { "ok" } else { "refused" };
+            counter!("grouper_policy_updates_total", "outcome" => outcome).increment(1);
+            let Swapped { waited, stalled, .. } = swapped?;
+            histogram!("grouper_policy_stall_seconds").record(stalled.as_secs_f64());
+            let mut state = self.policy.lock();
+            if wanted.extent == Extent::Partial {
+                state.held.sha256 = hex(&Sha256::digest(format!("{}{}", before.sha256, state.held.sha256)).into());
+            }
+            let held = state.held.clone();
+            state.last_update.clone_from(&held.sha256);
+            Ok(Updated { held, changed: true, num_tensors, bytes, rounded, checked, waited, stalled })
+        };
+        tokio::spawn(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// Makes the present weights, or those of a path, the reference.
@@ -343,19 +381,22 @@ impl Turn {
     }
 
     /// Writes down what is about to be held, changes the engine, and from then on says so.
-    async fn swap(&self, update: Option<Arc<Update>>, held: Held, path: Option<PathBuf>, apply: Apply) -> Result<(Duration, Duration)> {
+    async fn swap(&self, weights: NewWeights, mut held: Held, path: Option<PathBuf>, apply: Apply) -> Result<Swapped> {
         let policy = &self.policy;
         let record = Record { version: held.version, sha256: held.sha256.clone(), path };
         let before = policy.record.as_ref().map(|file| file.replace(&record)).transpose()?;
-        let swapped = policy.engine.swap(Swap { update, version: PolicyVersion(held.version), apply }).await;
+        let swapped = policy.engine.swap(Swap { weights, version: PolicyVersion(held.version), apply }).await;
         match swapped {
             Ok(swapped) => {
+                if let Some(digest) = &swapped.digest {
+                    held.sha256 = hex(digest);
+                }
                 let mut state = policy.lock();
                 state.expected = held.version;
                 state.held = held;
                 drop(state);
                 policy.engine.set_unfit(None);
-                Ok((swapped.waited, swapped.stalled))
+                Ok(swapped)
             }
             Err(error) => {
                 // Nothing changed: what was expected before still is.
@@ -373,7 +414,7 @@ impl Turn {
         let source = record.path.as_ref().map(|path| format!("path:{}", path.display()));
         let wanted = Held { version: record.version, sha256: record.sha256.clone(), source: source.unwrap_or(held.source) };
         if record.sha256 == held.sha256 {
-            return self.swap(None, wanted, record.path.clone(), Apply::Finish).await.map(drop);
+            return self.swap(NewWeights::Same, wanted, record.path.clone(), Apply::Finish).await.map(drop);
         }
         let Some(path) = record.path.clone() else {
             return Err(Error::NotReady("they did not come from a path".into()));
@@ -389,7 +430,7 @@ impl Turn {
         if digest != record.sha256 {
             return Err(Error::NotReady("the files of its path have changed".into()));
         }
-        self.swap(Some(Arc::new(update)), wanted, record.path.clone(), Apply::Finish).await?;
+        self.swap(NewWeights::Host(Arc::new(update)), wanted, record.path.clone(), Apply::Finish).await?;
         self.policy.lock().last_update = digest;
         Ok(())
     }

@@ -43,7 +43,7 @@ fn arrays(reply: &Value, name: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn given_tokens_have_the_log_probabilities_of_the_draw() {
     // Small steps: prompts and completions are cut into several.
-    for flags in ["", "--max-num-seqs 7 --max-num-batched-tokens 50", "--dtype bfloat16 --num-gpu-blocks-override 20"] {
+    for flags in ["", "--max-num-seqs 7 --max-num-batched-tokens 50", "--dtype bfloat16"] {
         let server = Server::start(flags);
         for temperature in [1.0, 0.7, 0.0] {
             let drawn = rollout(&server, temperature, &["logps", "entropy"]).await;

@@ -17,6 +17,7 @@ mod golden_processor;
 mod logps;
 mod policy;
 mod policy_damage;
+mod policy_ipc;
 mod rollout_advantage;
 mod rollout_plan;
 mod rollout_service;
