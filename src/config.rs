@@ -8,12 +8,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, QueueArgs, SelftestArgs, ServeArgs};
+pub use args::{
+    BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, QueueArgs, SelftestArgs, ServeArgs,
+};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
+use crate::policy::PolicyConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
 use crate::rollout::dataset::DatasetOptions;
@@ -36,6 +39,7 @@ pub struct Config {
     /// Where the store is; in memory when `None`.
     pub data_dir: Option<PathBuf>,
     pub dataset: Option<DatasetOptions>,
+    pub policy: PolicyConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +60,8 @@ pub struct HttpConfig {
     /// Names answered to beside those of loopback; `None` when the server is bound beyond loopback and answers to all.
     pub allowed_hosts: Option<Vec<String>>,
     pub drain_timeout: Duration,
+    /// Unix socket for weights by CUDA IPC.
+    pub control_socket: Option<PathBuf>,
 }
 
 impl Config {
@@ -84,10 +90,16 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
+        let policy = PolicyConfig {
+            root: args.policy_root.clone(),
+            data_dir: args.data_dir.clone(),
+            serve_held: args.on_restart == OnRestart::ServeHeld,
+        };
         Ok(Config {
+            policy,
             model,
             http: http(args)?,
-            engine: engine(&args.engine)?,
+            engine: EngineConfig { reference: args.reference, ..engine(&args.engine)? },
             seed: args.seed,
             processor,
             limits,
@@ -145,6 +157,7 @@ fn http(args: &ServeArgs) -> Result<HttpConfig> {
         control_key: args.control_key.clone(),
         allowed_hosts: host.is_loopback().then(|| args.allow_host.clone()),
         drain_timeout: Duration::from_secs(args.drain_timeout),
+        control_socket: args.control_socket.clone(),
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{self, AppState, Server};
+use crate::api::{self, AppState, ControlSocket, Server};
 use crate::config::{Config, LogFormat, ServeArgs};
 use crate::error::{Error, Result};
 use crate::hub::{self, HubEnv};
@@ -50,6 +50,7 @@ pub struct Running {
     service: Arc<RolloutService>,
     feeder: Feeder,
     dataset: Option<DatasetTask>,
+    _control: Option<ControlSocket>,
 }
 
 impl Running {
@@ -68,8 +69,10 @@ impl Running {
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
         let name = config.model.served_names[0].clone();
         let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
-        let server = Server::start(listener, AppState::new(config, service.clone()))?;
-        Ok(Running { server, loaded, feeder: Feeder::start(service.clone()), service, dataset: None })
+        let state = AppState::new(config, service.clone(), loaded.policy.clone());
+        let control = config.http.control_socket.as_deref().map(|path| ControlSocket::start(path, state.clone())).transpose()?;
+        let server = Server::start(listener, state)?;
+        Ok(Running { server, loaded, feeder: Feeder::start(service.clone()), service, dataset: None, _control: control })
     }
 
     /// Queues the rows of the configured data set, if there is one.

@@ -106,6 +106,19 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FOLDER", env = "GROUPER_DATA_DIR", help_heading = "Server")]
     pub data_dir: Option<PathBuf>,
 
+    /// Folder from which POST /v1/policy may name weights
+    #[arg(long, value_name = "FOLDER", env = "GROUPER_POLICY_ROOT", help_heading = "Policy")]
+    pub policy_root: Option<PathBuf>,
+    /// Unix socket on which processes of the same user hand over weights by CUDA IPC
+    #[arg(long, value_name = "PATH", env = "GROUPER_CONTROL_SOCKET", help_heading = "Policy")]
+    pub control_socket: Option<PathBuf>,
+    /// Keep a second copy of the weights, for log-probabilities under a frozen policy
+    #[arg(long, help_heading = "Policy")]
+    pub reference: bool,
+    /// After a restart without the expected weights: wait for a push, or serve those that are there
+    #[arg(long, value_enum, default_value_t = OnRestart::Wait, env = "GROUPER_ON_RESTART", help_heading = "Policy")]
+    pub on_restart: OnRestart,
+
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Seed of requests that bring none [default: drawn for each]
@@ -247,6 +260,12 @@ pub enum DtypeArg {
     Auto,
     Float32,
     Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnRestart {
+    Wait,
+    ServeHeld,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

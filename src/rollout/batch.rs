@@ -179,10 +179,11 @@ fn judgements(rows: &[Row<'_>], names: &[String]) -> Vec<Tensor> {
 /// Numbers beside the tokens, those that every sample has.
 fn per_token(rows: &[Row<'_>]) -> Vec<Tensor> {
     type Array = for<'a> fn(&'a SampleReply) -> Option<&'a Vec<f32>>;
-    let arrays: [(&'static str, Array); 4] = [
+    let arrays: [(&'static str, Array); 5] = [
         ("old_per_token_logps", |sample| sample.logps.as_ref()),
         ("logps_raw", |sample| sample.logps_raw.as_ref()),
         ("logps_sampled", |sample| sample.logps_sampled.as_ref()),
+        ("ref_per_token_logps", |sample| sample.ref_logps.as_ref()),
         ("entropies", |sample| sample.entropy.as_ref()),
     ];
     let width = completion_width(rows);

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::advantage::{GroupAdvantages, SampleRewards, advantages};
 use super::generator::{Generation, Generator, rng_key};
+use super::logps;
 use super::plan::{GroupFacts, GroupPlan, Sampling, Settings};
 use super::reply::{BadGroup, GroupError, GroupReply, ScoredGroup, Status};
 use super::request::Policy;
@@ -16,6 +17,7 @@ use super::rewarder::ScorePool;
 use super::sample::{ScoredSample, count_non_finite, nothing};
 use super::stop::final_text;
 use crate::engine::request::{FinishReason, SampleEvent, SampleOutput};
+use crate::engine::scoring::Scorer;
 use crate::error::{Error, Result};
 use crate::processor::PreparedPrompt;
 
@@ -157,6 +159,9 @@ impl Run {
         if self.settings.rewarder.needs_group() {
             samples = self.score_group(group, samples).await;
         }
+        if self.settings.returns.ref_logps {
+            self.score_by_reference(group, &mut samples).await?;
+        }
         for sample in &samples {
             sample.count();
         }
@@ -211,6 +216,18 @@ impl Run {
             samples
         };
         self.pool.run(work).await
+    }
+
+    async fn score_by_reference(&self, group: &Group, samples: &mut [ScoredSample]) -> Result<()> {
+        let temperature = group.sampling.params().temperature;
+        let scores = samples
+            .iter()
+            .map(|sample| logps::score(&self.generator, &group.prompt, &sample.output.token_ids, temperature, Scorer::Reference));
+        let scores = futures::future::try_join_all(scores).await?;
+        for (sample, scores) in samples.iter_mut().zip(scores) {
+            sample.ref_logps = Some(scores.logps);
+        }
+        Ok(())
     }
 
     fn is_late(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod generator;
 mod group;
 mod idempotency;
 pub mod limits;
+pub mod logps;
 pub mod plan;
 pub mod queue;
 pub mod recipe;

@@ -147,6 +147,9 @@ pub struct SampleReply {
     pub logps_sampled: Option<Vec<f32>>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "with_nulls")]
     pub entropy: Option<Vec<f32>>,
+    /// As `logps`, under the reference weights.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "with_nulls")]
+    pub ref_logps: Option<Vec<f32>>,
     /// 0 where the learner must not learn from the sample: it failed, was aborted, or was cut and `mask_truncated` is set.
     pub completion_mask: u8,
     #[schema(value_type = Vec<Object>)]

@@ -181,7 +181,7 @@ pub enum Return {
     LogpsSampled,
     Entropy,
     Timing,
-    /// Not in this version.
+    /// Under the reference weights; needs a server started with --reference.
     RefLogps,
     /// In safetensors only.
     PixelValues,

@@ -67,7 +67,8 @@ struct Started {
 impl RolloutService {
     pub fn new(generator: Arc<Generator>, model: impl Into<String>, store: Arc<dyn BatchStore>, options: QueueOptions) -> Self {
         let info = generator.engine().info();
-        let served = Served { model: model.into(), vocab_size: info.vocab_size, max_model_len: info.max_model_len };
+        let reference = generator.engine().weights().reference;
+        let served = Served { model: model.into(), vocab_size: info.vocab_size, max_model_len: info.max_model_len, reference };
         let replies = Arc::new(Replies::new(store.clone(), generator.limits().max_idempotency_keys));
         RolloutService {
             generator,
@@ -170,6 +171,10 @@ impl RolloutService {
     /// Rewards and advantages of completions that were generated elsewhere.
     pub async fn score(&self, request: ScoreRequest) -> Result<ScoreReply> {
         scoring::score(request, self.generator.limits(), &self.pool).await
+    }
+
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     pub fn generator(&self) -> &Arc<Generator> {

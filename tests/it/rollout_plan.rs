@@ -10,7 +10,7 @@ fn plan(fields: Value) -> Result<Plan, Error> {
     let mut body = json!({"groups": [{"prompt": "2 + 2"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     let request: RolloutRequest = serde_json::from_value(body).map_err(|error| Error::invalid("json", error.to_string()))?;
-    let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048 };
+    let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048, reference: false };
     Plan::new(request, &Limits::default(), &served)
 }
 
@@ -71,8 +71,8 @@ fn groups_have_one_prompt_and_their_own_name() {
     refused(json!({"groups": []}), "groups: 0 is not between 1 and 256");
     refused(json!({"groups": vec![json!({"prompt": "x"}); 257]}), "groups: 257 is not between 1 and 256");
     refused(json!({"groups": vec![json!({"prompt": "x"}); 17], "num_generations": 256}), "num_generations: 4352 samples in all");
-    refused(one(json!({})), "groups[0]: a group has exactly one of");
-    refused(one(json!({"prompt": "x", "prompt_token_ids": [1]})), "groups[0]: a group has exactly one of");
+    refused(one(json!({})), "groups[0]: there must be exactly one of");
+    refused(one(json!({"prompt": "x", "prompt_token_ids": [1]})), "groups[0]: there must be exactly one of");
     refused(one(json!({"prompt": ""})), "groups[0].prompt: ");
     refused(one(json!({"messages": []})), "groups[0].messages: ");
     refused(one(json!({"prompt_token_ids": [5, 1000]})), "groups[0].prompt_token_ids[1]: token id 1000");
