@@ -8,16 +8,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
+pub use args::{
+    BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, QueueArgs, SelftestArgs, ServeArgs,
+};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, OutputLen, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
+use crate::policy::PolicyConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
+use crate::rollout::dataset::DatasetOptions;
 use crate::rollout::limits::Limits;
+use crate::rollout::service::QueueOptions;
 use crate::selftest::SelftestConfig;
+use crate::store::StoreOptions;
 
 /// Everything that was decided before the server starts.
 #[derive(Clone, Debug)]
@@ -29,6 +35,11 @@ pub struct Config {
     pub seed: Option<u64>,
     pub processor: ProcessorOptions,
     pub limits: Limits,
+    pub queue: QueueOptions,
+    /// Where the store is; in memory when `None`.
+    pub data_dir: Option<PathBuf>,
+    pub dataset: Option<DatasetOptions>,
+    pub policy: PolicyConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +60,8 @@ pub struct HttpConfig {
     /// Names answered to beside those of loopback; `None` when the server is bound beyond loopback and answers to all.
     pub allowed_hosts: Option<Vec<String>>,
     pub drain_timeout: Duration,
+    /// Unix socket for weights by CUDA IPC.
+    pub control_socket: Option<PathBuf>,
 }
 
 impl Config {
@@ -77,8 +90,46 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
-        Ok(Config { model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
+        let policy = PolicyConfig {
+            root: args.policy_root.clone(),
+            data_dir: args.data_dir.clone(),
+            serve_held: args.on_restart == OnRestart::ServeHeld,
+        };
+        Ok(Config {
+            policy,
+            model,
+            http: http(args)?,
+            engine: EngineConfig { reference: args.reference, ..engine(&args.engine)? },
+            seed: args.seed,
+            processor,
+            limits,
+            queue: queue(&args.queue)?,
+            data_dir: args.data_dir.clone(),
+            dataset: dataset(args)?,
+        })
     }
+}
+
+fn queue(args: &QueueArgs) -> Result<QueueOptions> {
+    let at_least_one = |flag: &str, value: u32| at_least_1(flag, value as usize).map(|value| value as u32);
+    let store = StoreOptions {
+        max_queued_groups: at_least_1("--max-queued-groups", args.max_queued_groups)?,
+        max_deliveries: at_least_one("--max-deliveries", args.max_deliveries)?,
+        max_generations: at_least_one("--max-generations", args.max_generations)?,
+        key_ttl_ms: args.idempotency_ttl.as_millis() as u64,
+        ..StoreOptions::default()
+    };
+    Ok(QueueOptions { store, max_staleness: args.max_staleness })
+}
+
+fn dataset(args: &ServeArgs) -> Result<Option<DatasetOptions>> {
+    let (scratch, args) = (args.data_dir.clone(), &args.queue);
+    let max_ahead = at_least_1("--max-ahead", args.max_ahead)?;
+    if args.dataset.is_some() && max_ahead > args.max_queued_groups {
+        return Err(Error::Setup(format!("--max-ahead {max_ahead}: more than --max-queued-groups {}", args.max_queued_groups)));
+    }
+    let epochs = args.epochs.map(|epochs| at_least_1("--epochs", epochs).map(|epochs| epochs as u64)).transpose()?;
+    Ok(args.dataset.clone().map(|file| DatasetOptions { file, config: args.rollout_config.clone(), max_ahead, epochs, scratch }))
 }
 
 fn http(args: &ServeArgs) -> Result<HttpConfig> {
@@ -106,6 +157,7 @@ fn http(args: &ServeArgs) -> Result<HttpConfig> {
         control_key: args.control_key.clone(),
         allowed_hosts: host.is_loopback().then(|| args.allow_host.clone()),
         drain_timeout: Duration::from_secs(args.drain_timeout),
+        control_socket: args.control_socket.clone(),
     })
 }
 

@@ -2,17 +2,21 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{self, AppState, Server};
+use crate::api::{self, AppState, ControlSocket, Server};
 use crate::config::{Config, LogFormat, ServeArgs};
 use crate::error::{Error, Result};
 use crate::hub::{self, HubEnv};
 use crate::load::{self, Loaded};
+use crate::rollout::dataset::DatasetTask;
+use crate::rollout::feeder::Feeder;
+use crate::rollout::service::RolloutService;
+use crate::store::{BatchStore, Clock, SqliteStore};
 
 pub async fn run(args: &ServeArgs) -> Result<()> {
     let started = Instant::now();
@@ -22,7 +26,8 @@ pub async fn run(args: &ServeArgs) -> Result<()> {
     let listener = api::bind(&config.http)?;
     let bars = Bars::new(args.log_format);
     let folder = hub::resolve(&config.model.source, &config.model.revision, &HubEnv::from_env(), &bars).await?;
-    let running = Running::start(&config, &folder, listener, &bars)?;
+    let mut running = Running::start(&config, &folder, listener, &bars)?;
+    running.read_dataset(&config).await?;
     bars.say(&format!("limits: {}", config.limits));
     let address = running.server.address();
     bars.say(&format!("ready in {:.1} s on http://{address}  docs: /docs  health: /health", started.elapsed().as_secs_f64()));
@@ -42,6 +47,10 @@ pub async fn run(args: &ServeArgs) -> Result<()> {
 pub struct Running {
     pub server: Server,
     pub loaded: Loaded,
+    service: Arc<RolloutService>,
+    feeder: Feeder,
+    dataset: Option<DatasetTask>,
+    _control: Option<ControlSocket>,
 }
 
 impl Running {
@@ -51,24 +60,54 @@ impl Running {
         if let Some(threads) = config.engine.threads {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         }
+        // A folder that can't be used is known before gigabytes are loaded.
+        let store = open_store(config, bars)?;
         let loaded = bars.spin(|say| load::start(config, folder, say))?;
         let info = loaded.engine.info();
         let figures =
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
-        let server = Server::start(listener, AppState::new(config, loaded.generator.clone()))?;
-        Ok(Running { server, loaded })
+        let name = config.model.served_names[0].clone();
+        let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
+        let state = AppState::new(config, service.clone(), loaded.policy.clone());
+        let control = config.http.control_socket.as_deref().map(|path| ControlSocket::start(path, state.clone())).transpose()?;
+        let server = Server::start(listener, state)?;
+        Ok(Running { server, loaded, feeder: Feeder::start(service.clone()), service, dataset: None, _control: control })
+    }
+
+    /// Queues the rows of the configured data set, if there is one.
+    pub async fn read_dataset(&mut self, config: &Config) -> Result<()> {
+        if let Some(options) = &config.dataset {
+            self.dataset = Some(DatasetTask::start(self.service.clone(), options).await?);
+        }
+        Ok(())
     }
 
     /// Drains the server, then ends the engine.
     pub async fn stop(self, timeout: Duration) {
         let drained = self.server.shut_down(timeout).await;
+        if let Some(dataset) = self.dataset {
+            dataset.stop();
+        }
+        self.feeder.stop().await;
         self.loaded.engine.shutdown();
         // An engine with samples left ends with the process.
         if drained {
             let _ = tokio::task::spawn_blocking(move || self.loaded.thread.join()).await;
         }
     }
+}
+
+fn open_store(config: &Config, bars: &Bars) -> Result<Arc<dyn BatchStore>> {
+    let options = config.queue.store.clone();
+    let store = match &config.data_dir {
+        Some(folder) => SqliteStore::open(folder, options, Clock::system())?,
+        None => {
+            bars.say("without --data-dir, queued groups, leases and idempotency keys end with this process");
+            SqliteStore::in_memory(options, Clock::system())?
+        }
+    };
+    Ok(Arc::new(store))
 }
 
 /// Resolves with the name of the next SIGINT or SIGTERM.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
-use axum::extract::{FromRequest, Request};
+use axum::body::BodyDataStream;
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
@@ -21,8 +22,34 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
-        let bytes = read_body(request.into_body(), state.generator.limits().max_body_bytes).await?;
+        let bytes = read_body(request, state.generator.limits().max_body_bytes, "--max-body-mb").await?;
         Ok(JsonBody(read_json(&bytes)?))
+    }
+}
+
+/// No body, or one that is not looked at. Its media type is asked for all the same: see [`check_media_type`].
+pub struct NoBody;
+
+impl FromRequest<AppState> for NoBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+        check_media_type(request.headers())?;
+        read_body(request, 1 << 20, "a route without a body allows").await?;
+        Ok(NoBody)
+    }
+}
+
+/// What stands behind the question mark.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+        let query = Query::try_from_uri(&parts.uri);
+        let Query(params) = query.map_err(|e| Error::invalid_code("query", "invalid_query", shorten(&e.body_text())))?;
+        Ok(Params(params))
     }
 }
 
@@ -41,22 +68,29 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
-    let mut stream = body.into_data_stream();
-    let mut bytes = Vec::new();
+/// A body of at most `limit` bytes; `why` says what sets the limit.
+pub async fn read_body(request: Request, limit: usize, why: &str) -> Result<Vec<u8>, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
+    let mut stream = request.into_body().into_data_stream();
+    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(limit));
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|_| Error::invalid_code("body", "invalid_body", "the body ended before it was whole"))?;
         if bytes.len() + chunk.len() > limit {
             drop(bytes);
             discard(stream, 4 * limit).await;
-            return Err(Error::too_large("body", format!("larger than {} MiB (--max-body-mb)", limit >> 20)).into());
+            return Err(Error::too_large("body", format!("larger than {} MiB ({why})", limit >> 20)).into());
         }
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
 }
 
-/// Takes some more of a body that is too large, so that a caller who is still sending gets to read why.
+/// Takes the body of a request that is refused for another reason, if it is not too large.
+pub async fn discard_body(request: Request, budget: usize) {
+    discard(request.into_body().into_data_stream(), budget).await;
+}
+
+/// Takes some more of a body that is not wanted, so that a caller who is still sending gets to read why.
 async fn discard(mut stream: BodyDataStream, mut budget: usize) {
     let taking = async {
         while let Some(Ok(chunk)) = stream.next().await {

@@ -1,14 +1,18 @@
 //! HTTP: the only user of axum. One file per resource; what a request means is decided in `rollout` and `processor`.
 
 mod auth;
+mod batches;
+mod control;
 mod docs;
 mod error;
 mod extract;
 mod health;
 mod json;
+mod logps;
 mod metrics;
 mod openai;
 mod page;
+mod policy;
 mod rewards;
 mod rollouts;
 mod routes;
@@ -16,6 +20,7 @@ mod server;
 mod sse;
 
 pub use auth::{Key, Keys};
+pub use control::ControlSocket;
 pub use docs::openapi;
 pub use routes::{ROUTES, Role, Route};
 pub use server::{Server, bind};
@@ -27,6 +32,7 @@ use axum::middleware;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::Config;
+use crate::policy::Policy;
 use crate::rollout::generator::Generator;
 use crate::rollout::service::RolloutService;
 
@@ -35,6 +41,7 @@ use crate::rollout::service::RolloutService;
 pub struct AppState {
     service: Arc<RolloutService>,
     generator: Arc<Generator>,
+    policy: Arc<Policy>,
     http: Arc<Http>,
     health: Arc<health::Health>,
 }
@@ -51,7 +58,7 @@ struct Http {
 }
 
 impl AppState {
-    pub fn new(config: &Config, generator: Arc<Generator>) -> Self {
+    pub fn new(config: &Config, service: Arc<RolloutService>, policy: Arc<Policy>) -> Self {
         let names = &config.model.served_names;
         let http = Http {
             keys: Keys { api: config.http.api_key.as_deref().map(Key::new), control: config.http.control_key.as_deref().map(Key::new) },
@@ -60,8 +67,8 @@ impl AppState {
             seed: config.seed,
             created: unix_seconds(),
         };
-        let service = Arc::new(RolloutService::new(generator.clone(), names[0].clone()));
-        AppState { service, generator, http: Arc::new(http), health: Arc::default() }
+        let generator = service.generator().clone();
+        AppState { service, generator, policy, http: Arc::new(http), health: Arc::default() }
     }
 
     /// The name that replies carry, or 404 when a request asks for another model.

@@ -204,6 +204,42 @@ impl FloatData<'_> {
     }
 }
 
+/// Type of a tensor's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FloatType {
+    pub fn bytes(self) -> usize {
+        match self {
+            FloatType::F32 => 4,
+            FloatType::F16 | FloatType::Bf16 => 2,
+        }
+    }
+}
+
+/// A contiguous tensor in another process's memory on the same device.
+#[derive(Clone, Debug)]
+pub struct SharedTensor {
+    /// As the driver exported its allocation.
+    pub handle: [u8; 64],
+    /// Bytes from the allocation's start.
+    pub offset: usize,
+    pub dtype: FloatType,
+    pub len: usize,
+}
+
+/// What a device found in a shared tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedCheck {
+    pub finite: bool,
+    /// Depends on every bit and its place.
+    pub checksum: u64,
+}
+
 /// What a GEMM does with its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -264,6 +300,8 @@ pub trait Backend: Sized + Send + 'static {
     type AttentionPlan: Send;
     /// Results on their way to the host.
     type Ticket: Send;
+    /// Open memory of another process; dropping it closes.
+    type Shared;
 
     /// What `/metrics` and the start line call it.
     fn name(&self) -> String;
@@ -277,6 +315,27 @@ pub trait Backend: Sized + Send + 'static {
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// The parts stacked along their rows (fused projections), as one GEMM operand.
     fn weight(&self, parts: &[Matrix<'_>]) -> Result<Self::Weight>;
+    /// Writes rows `first_row..` of a weight anew where they are: its address stays, nothing is allocated on a device. The source
+    /// may change when this returns.
+    fn rewrite_weight(&self, weight: &mut Self::Weight, first_row: usize, rows: Matrix<'_>);
+    /// Copies a weight of the same shape where it is.
+    fn copy_weight(&self, from: &Self::Weight, to: &mut Self::Weight);
+    /// Opens tensors of another process on the device with this UUID.
+    ///
+    /// # Errors
+    ///
+    /// Another device, memory that can't be opened, tensors that exceed it.
+    fn open_shared(&self, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Self::Shared>;
+    /// Looks at every value; `rounds[i]`: tensor `i` has to be finite as `Float`, too.
+    fn check_shared(&self, shared: &Self::Shared, rounds: &[bool]) -> Vec<SharedCheck>;
+    /// As [`Backend::rewrite_weight`], from tensor `index`.
+    fn rewrite_shared(&self, weight: &mut Self::Weight, first_row: usize, rows: usize, shared: &Self::Shared, index: usize);
+    /// The values of tensor `index`.
+    fn read_shared(&self, shared: &Self::Shared, index: usize) -> Vec<f32>;
+    /// Returns once the device has done all that it was asked for.
+    fn synchronize(&self) {}
+    /// Forgets captured steps: a buffer that they name is about to go.
+    fn forget_graphs(&self) {}
     /// Values from one row to the next where [`Backend::silu_mul`] writes rows of `width`; what lies between stays zero.
     fn row_stride(&self, width: usize) -> usize {
         width

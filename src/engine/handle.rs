@@ -1,16 +1,20 @@
 //! The engine from outside: a cloneable handle that knows no backend, and one stream of events per group.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::policy::{Order, PauseMode, Swap, Swapped};
 use super::request::{GroupRequest, PolicyVersion, SampleEvent, SamplingParams};
+use super::scoring::{ScoreJob, ScoreRequest, Scores};
 use super::vision_cache;
 use crate::backends::LaunchTime;
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
+use crate::model::param::TensorSpec;
+use crate::model::update::{Facts, Update};
 
 /// Stop ids and ids never to be drawn of one sample.
 pub const MAX_BANNED_IDS: usize = 128;
@@ -38,6 +42,18 @@ pub struct EngineInfo {
     pub merge_unit: usize,
 }
 
+/// What the engine's model asks of a checkpoint.
+#[derive(Debug)]
+pub struct Weights {
+    pub specs: Vec<TensorSpec>,
+    /// Of those that it was started with.
+    pub facts: Facts,
+    /// Whether matrices are rounded to bf16.
+    pub bf16: bool,
+    /// Whether there are reference weights beside the policy's.
+    pub reference: bool,
+}
+
 /// Figures that the engine thread keeps current, for `/metrics`, `/ready` and admission.
 #[derive(Debug, Default)]
 pub struct EngineStats {
@@ -56,6 +72,10 @@ pub struct EngineStats {
     pub vision_encoded: AtomicU64,
     pub corrupt_samples: AtomicU64,
     pub policy_version: AtomicU64,
+    /// No step is taken: somebody said so.
+    pub halted: AtomicBool,
+    /// Time without a step for new weights.
+    pub swap_ns: AtomicU64,
     /// Nanoseconds by class of work, as `grouper bench` prints them.
     pub plan_ns: AtomicU64,
     pub forward_ns: AtomicU64,
@@ -85,6 +105,8 @@ pub(super) enum Command {
     Audit(tokio::sync::oneshot::Sender<Audit>),
     /// Tell what launches took, and begin anew.
     LaunchTimes(tokio::sync::oneshot::Sender<Vec<LaunchTime>>),
+    Policy(Order),
+    Score(ScoreJob),
     /// Forget cached prefixes and vision features.
     ResetCaches,
     Shutdown,
@@ -108,7 +130,10 @@ pub struct EngineHandle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) info: Arc<EngineInfo>,
     pub(super) stats: Arc<EngineStats>,
+    pub(super) weights: Arc<Weights>,
     pub(super) next_id: Arc<AtomicU64>,
+    /// Why nothing may be generated, although the engine could.
+    pub(super) unfit: Arc<RwLock<Option<String>>>,
 }
 
 impl EngineHandle {
@@ -198,6 +223,78 @@ impl EngineHandle {
 
     pub fn reset_caches(&self) -> Result<()> {
         self.send(Command::ResetCaches)
+    }
+
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Changes the weights; resolves after the change. Groups submitted later are computed with the new ones.
+    ///
+    /// # Errors
+    ///
+    /// Another change is under way, or this one would wait for ever; an engine that is gone.
+    pub async fn swap(&self, swap: Swap) -> Result<Swapped> {
+        self.order(|reply| Order::Swap(swap, reply)).await
+    }
+
+    /// Takes no step from here on; groups may still be submitted and wait.
+    pub async fn pause(&self, mode: PauseMode) -> Result<()> {
+        self.order(|reply| Order::Pause(mode, reply)).await
+    }
+
+    pub async fn resume(&self) -> Result<()> {
+        self.order(Order::Resume).await
+    }
+
+    /// Gives the cache's memory back until [`EngineHandle::wake`]; returns its bytes.
+    pub async fn sleep(&self) -> Result<usize> {
+        self.order(Order::Sleep).await
+    }
+
+    pub async fn wake(&self) -> Result<()> {
+        self.order(Order::Wake).await
+    }
+
+    /// Makes the present weights, or those of an update, the reference; returns the version of the policy at that time.
+    ///
+    /// # Errors
+    ///
+    /// An engine without reference weights.
+    pub async fn freeze(&self, update: Option<Arc<Update>>) -> Result<PolicyVersion> {
+        self.order(|reply| Order::Freeze(update, reply)).await
+    }
+
+    /// Log-probabilities of given tokens.
+    ///
+    /// # Errors
+    ///
+    /// A sequence that does not fit the context, an engine without the weights that are asked for.
+    pub async fn score(&self, request: ScoreRequest) -> Result<Scores> {
+        if request.completion.is_empty() {
+            return Ok(Scores { version: self.stats.policy_version(), ..Scores::default() });
+        }
+        self.check_fits(request.prompt.token_ids.len(), request.completion.len())?;
+        self.check_media(&request.prompt)?;
+        let (reply, scores) = tokio::sync::oneshot::channel();
+        self.send(Command::Score(ScoreJob { request, reply }))?;
+        scores.await.map_err(|_| gone())?
+    }
+
+    async fn order<T>(&self, order: impl FnOnce(tokio::sync::oneshot::Sender<Result<T>>) -> Order) -> Result<T> {
+        let (reply, done) = tokio::sync::oneshot::channel();
+        self.send(Command::Policy(order(reply)))?;
+        done.await.map_err(|_| gone())?
+    }
+
+    /// Says why nothing may be generated, or that it may.
+    pub fn set_unfit(&self, reason: Option<String>) {
+        *self.unfit.write().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Why nothing may be generated.
+    pub fn unfit(&self) -> Option<String> {
+        self.unfit.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks the engine thread to end after what it has; used once, by whoever joins it.

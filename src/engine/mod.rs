@@ -8,9 +8,11 @@ mod complete;
 mod forecast;
 pub mod handle;
 mod plan;
+pub mod policy;
 pub mod request;
 mod runner;
 mod scheduler;
+pub mod scoring;
 mod sequence;
 mod sizes;
 mod step_builder;
@@ -32,9 +34,11 @@ use crate::backends::cpu::Cpu;
 use crate::backends::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use handle::{Command, EngineHandle, EngineStats};
+use handle::{Command, EngineHandle, EngineStats, Weights};
+use policy::Control;
 use runner::{InFlight, Runner};
 use scheduler::{Plan, Scheduler};
+use scoring::ScoreJob;
 use sequence::Group;
 use sizes::Sizes;
 
@@ -61,6 +65,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Patches of one pass of the vision tower.
     pub max_patches: usize,
+    /// Keep a second copy of the weights for log-probabilities under a frozen policy.
+    pub reference: bool,
 }
 
 impl Default for EngineConfig {
@@ -79,6 +85,7 @@ impl Default for EngineConfig {
             lag: 1,
             threads: None,
             max_patches: 16_384,
+            reference: false,
         }
     }
 }
@@ -140,13 +147,17 @@ pub fn start_cpu(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, 
 
 /// Loads a model folder onto a backend and runs the engine on a thread of its own.
 pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
-    let model = Model::load(&backend, folder)?;
+    let mut model = Model::load(&backend, folder)?;
+    let weights =
+        Weights { specs: model.specs(), facts: model.facts.clone(), bf16: Model::<B>::serves_bf16(), reference: config.reference };
+    // Beside the policy from the start: nothing is allocated later.
+    let reference = config.reference.then(|| Model::load(&backend, folder)).transpose()?;
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
     let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
     let stats = Arc::new(EngineStats::default());
     let mut info = sizes.info(&model.config, config, backend.name());
     let runner_config = sizes.runner(config, |rows| backend.step_rows(rows));
-    let mut runner = Runner::new(backend, model, &runner_config, stats.clone())?;
+    let mut runner = Runner::new(backend, model, reference, &runner_config, stats.clone())?;
     if let Some(memory) = runner.memory() {
         // Everything else is there; the cache takes what is left.
         sizes.settle(memory, config, block_bytes)?;
@@ -155,12 +166,30 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
     runner.alloc_cache(sizes.num_blocks())?;
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
     let (sender, commands) = channel();
-    let engine = Engine { runner, scheduler, commands, in_flight: VecDeque::new(), lag: config.lag, stats: stats.clone(), draining: false };
+    let engine = Engine {
+        runner,
+        scheduler,
+        commands,
+        in_flight: VecDeque::new(),
+        lag: config.lag,
+        stats: stats.clone(),
+        draining: false,
+        control: Control::default(),
+        scoring: VecDeque::new(),
+    };
     let thread = std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || engine.run())
         .map_err(|e| Error::Setup(format!("the engine thread did not start: {e}")))?;
-    Ok((EngineHandle { commands: sender, info: Arc::new(info), stats, next_id: Arc::new(AtomicU64::new(0)) }, thread))
+    let handle = EngineHandle {
+        commands: sender,
+        info: Arc::new(info),
+        weights: Arc::new(weights),
+        stats,
+        next_id: Arc::new(AtomicU64::new(0)),
+        unfit: Arc::default(),
+    };
+    Ok((handle, thread))
 }
 
 struct Engine<B: Backend> {
@@ -171,11 +200,18 @@ struct Engine<B: Backend> {
     lag: usize,
     stats: Arc<EngineStats>,
     draining: bool,
+    control: Control,
+    scoring: VecDeque<ScoreJob>,
 }
 
 impl<B: Backend> Engine<B> {
     fn run(mut self) {
         while self.take_commands() {
+            self.settle();
+            if self.control.is_halted() {
+                continue;
+            }
+            self.score_next();
             let planning = Instant::now();
             let plan = self.scheduler.plan(self.in_flight.len());
             self.stats.plan_ns.fetch_add(planning.elapsed().as_nanos() as u64, Relaxed);
@@ -213,7 +249,8 @@ impl<B: Backend> Engine<B> {
     /// Handles what has arrived; sleeps while there is nothing to do. False ends the thread.
     fn take_commands(&mut self) -> bool {
         loop {
-            let idle = self.scheduler.is_empty() && self.in_flight.is_empty();
+            let rests = (self.scheduler.is_empty() && self.scoring.is_empty()) || self.control.is_halted();
+            let idle = rests && self.in_flight.is_empty() && !self.control.has_change();
             if idle && self.draining {
                 return false;
             }
@@ -254,6 +291,8 @@ impl<B: Backend> Engine<B> {
                 let _ = reply.send(self.runner.launch_times());
             }
             Command::ResetCaches => self.scheduler.reset_caches(),
+            Command::Score(job) => self.scoring.push_back(job),
+            Command::Policy(order) => self.obey(order),
             Command::Shutdown => self.draining = true,
         }
         self.scheduler.publish_stats();

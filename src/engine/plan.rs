@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::handle::GroupId;
 use super::request::PolicyVersion;
+use super::scoring::Scorer;
 use crate::backends::{NO_COUNTS, NO_SLOT, NO_TOKEN, SampleRow, Span};
 use crate::model::input::MediaInput;
 
@@ -44,6 +45,8 @@ pub struct StepPlan {
     pub groups: Vec<GroupId>,
     pub samples: Vec<SampleId>,
     pub version: PolicyVersion,
+    /// The step scores given tokens with these weights, for nobody in `drawn_by`.
+    pub scorer: Option<Scorer>,
 }
 
 pub struct SlotReset {
@@ -65,7 +68,8 @@ impl StepPlan {
     /// Whether every row is drawn from, and by itself: then the step is the same for every plan with as many rows.
     pub fn is_decode(&self) -> bool {
         let rows = self.num_rows();
-        self.features.is_empty()
+        self.scorer.is_none()
+            && self.features.is_empty()
             && self.draws.len() == rows
             && self.logits_index.len() == rows
             && self.logits_index.iter().enumerate().all(|(i, row)| i == *row as usize)

@@ -7,11 +7,14 @@ use std::time::Instant;
 use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
 use crate::backends::{Backend, LaunchTime, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
+use super::policy::NewWeights;
+use super::scoring::Scorer;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
 use crate::model::decoder::DecoderStep;
 use crate::model::input::MediaInput;
+use crate::model::update::{Update, WeightsDigest};
 
 /// Sizes of the buffers, planned at start.
 #[derive(Clone, Debug)]
@@ -30,13 +33,16 @@ pub struct RunnerConfig {
 pub struct Runner<B: Backend> {
     backend: B,
     model: Model<B>,
+    reference: Option<Model<B>>,
     kv: Vec<B::Kv>,
+    num_blocks: usize,
     act: Activations<B>,
     vision: Option<Vision<B>>,
     features: B::Buf<f32>,
     sampler: SamplerState<B>,
     step: StepBuffers<B>,
     sampled: B::Buf<Sampled>,
+    max_draws: usize,
     max_patches: usize,
     spare_slot: u32,
     stats: Arc<EngineStats>,
@@ -61,6 +67,14 @@ struct StepBuffers<B: Backend> {
     bias_values: B::Buf<f32>,
 }
 
+/// The model that a step is computed with.
+fn scorer_of<'a, B: Backend>(plan: &StepPlan, model: &'a Model<B>, reference: &'a Option<Model<B>>) -> &'a Model<B> {
+    match (plan.scorer, reference) {
+        (Some(Scorer::Reference), Some(reference)) => reference,
+        _ => model,
+    }
+}
+
 /// A step on the device.
 pub struct InFlight<B: Backend> {
     pub plan: Box<StepPlan>,
@@ -69,7 +83,7 @@ pub struct InFlight<B: Backend> {
 
 impl<B: Backend> Runner<B> {
     /// Everything but the cache, which comes last.
-    pub fn new(backend: B, model: Model<B>, config: &RunnerConfig, stats: Arc<EngineStats>) -> Result<Self> {
+    pub fn new(backend: B, model: Model<B>, reference: Option<Model<B>>, config: &RunnerConfig, stats: Arc<EngineStats>) -> Result<Self> {
         let b = &backend;
         let shape = model.decoder.shape();
         let vision = match &model.vision {
@@ -91,15 +105,18 @@ impl<B: Backend> Runner<B> {
         };
         Ok(Runner {
             kv: Vec::new(),
+            num_blocks: 0,
             act: Activations::new(b, &model.config, config.max_rows, config.max_draws)?,
             vision,
             features: b.alloc(config.vision_rows * model.config.hidden_size)?,
             sampler: SamplerState::new(b, config.num_slots + 1, config.counts_rows, model.config.vocab_size)?,
             step,
             sampled: b.alloc(config.max_draws)?,
+            max_draws: config.max_draws,
             max_patches: config.max_patches,
             spare_slot: config.num_slots as u32,
             model,
+            reference,
             stats,
             backend,
         })
@@ -117,7 +134,58 @@ impl<B: Backend> Runner<B> {
     pub fn alloc_cache(&mut self, num_blocks: usize) -> Result<()> {
         let (b, shape) = (&self.backend, self.model.decoder.shape());
         self.kv = (0..self.model.decoder.num_layers()).map(|_| b.alloc_kv(num_blocks, shape)).collect::<Result<_>>()?;
+        self.num_blocks = num_blocks;
         Ok(())
+    }
+
+    /// Gives the cache's memory back and says how much it was.
+    pub fn free_cache(&mut self) -> usize {
+        self.backend.synchronize();
+        self.backend.forget_graphs();
+        let (layers, num_blocks) = (self.kv.len(), self.num_blocks);
+        self.kv.clear();
+        layers * num_blocks * self.backend.kv_block_bytes(self.model.decoder.shape())
+    }
+
+    pub fn has_reference(&self) -> bool {
+        self.reference.is_some()
+    }
+
+    /// Draws of one step.
+    pub fn max_draws(&self) -> usize {
+        self.max_draws
+    }
+
+    /// A slot that no sample has.
+    pub fn spare_slot(&self) -> u32 {
+        self.spare_slot
+    }
+
+    /// Makes the present weights, or those of an update, the reference.
+    pub fn freeze(&mut self, update: Option<&Update>) {
+        let Some(reference) = &mut self.reference else { return };
+        match update {
+            Some(update) => reference.rewrite(&self.backend, update),
+            None => reference.copy(&self.backend, &mut self.model),
+        }
+        self.backend.synchronize();
+    }
+
+    /// New weights in place of the old ones; no step may be in flight. Returns the digest of those that only a device has seen.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with weights that could not be looked at before; the old ones are still there.
+    pub fn rewrite(&mut self, weights: &NewWeights) -> Result<Option<WeightsDigest>> {
+        match weights {
+            NewWeights::Same => Ok(None),
+            NewWeights::Host(update) => {
+                self.model.rewrite(&self.backend, update);
+                self.backend.synchronize();
+                Ok(None)
+            }
+            NewWeights::Shared(update) => self.model.rewrite_shared(&self.backend, update).map(Some),
+        }
     }
 
     /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.
@@ -135,7 +203,7 @@ impl<B: Backend> Runner<B> {
             self.backend.reset_slot(&mut self.sampler, reset.slot, reset.counts_row, &reset.prompt, &reset.completion);
         }
         let mut forwarded = None;
-        let Runner { backend, model, kv, act, features, sampler, step, sampled, .. } = self;
+        let Runner { backend, model, reference, kv, act, features, sampler, step, sampled, .. } = self;
         // A replayed step runs none of this: what it reads is in buffers, what it was captured with is the same for its key.
         let mut run = |b: &B| {
             let inputs = DecoderStep {
@@ -150,7 +218,7 @@ impl<B: Backend> Runner<B> {
                 logits_index: &step.logits_index,
                 num_logits: plan.logits_index.len(),
             };
-            model.decoder.forward(b, &inputs, kv, act);
+            scorer_of(&plan, model, reference).decoder.forward(b, &inputs, kv, act);
             forwarded = Some(Instant::now());
             if !plan.draws.is_empty() {
                 let inputs =
@@ -202,7 +270,7 @@ impl<B: Backend> Runner<B> {
             return;
         }
         let started = Instant::now();
-        let (Some(tower), Some(vision)) = (&self.model.vision, &mut self.vision) else {
+        let (Some(tower), Some(vision)) = (&scorer_of(plan, &self.model, &self.reference).vision, &mut self.vision) else {
             panic!("{} media for a model without a vision tower", plan.encode.len());
         };
         let mut pass: Vec<&(Arc<MediaInput>, Vec<u32>)> = Vec::new();

@@ -144,6 +144,6 @@ impl StepBuilder {
 }
 
 /// Place of a segment's token `t` in the cache.
-fn kv_slot(blocks: &[BlockId], t: usize) -> u32 {
+pub fn kv_slot(blocks: &[BlockId], t: usize) -> u32 {
     blocks[t / BLOCK_SIZE] * BLOCK_SIZE as u32 + (t % BLOCK_SIZE) as u32
 }

@@ -22,10 +22,14 @@ pub(super) struct Tally {
 impl Tally {
     /// Takes a group's attempts; nothing else reads them.
     pub fn add(&mut self, group: &mut Finished) {
-        self.num_dropped += usize::from(matches!(group.outcome, Outcome::Dropped));
+        self.num_dropped += usize::from(matches!(group.outcome, Outcome::Dropped(_)));
         self.num_bad += usize::from(matches!(group.outcome, Outcome::Bad { .. }));
         self.num_refills += group.attempts.len().saturating_sub(1);
-        self.attempts.entry(group.position).or_default().append(&mut group.attempts);
+        self.add_attempts(group.position, &mut group.attempts);
+    }
+
+    pub fn add_attempts(&mut self, position: usize, attempts: &mut Vec<Attempt>) {
+        self.attempts.entry(position).or_default().append(attempts);
     }
 
     pub fn figures(&self, keys: &[Arc<str>]) -> Named<Value> {
@@ -99,7 +103,7 @@ mod tests {
             zero_std: true,
         };
         let mut tally = Tally::default();
-        tally.add(&mut Finished { position: 0, outcome: Outcome::Dropped, attempts: vec![attempt] });
+        tally.add(&mut Finished { position: 0, outcome: Outcome::Dropped("zero_std"), attempts: vec![attempt] });
         let found = tally.figures(&["format".into(), "accuracy".into()]);
         for (name, value) in [
             ("num_tokens", Value::from(48)),

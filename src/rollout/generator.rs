@@ -67,6 +67,11 @@ impl Generator {
         &self.processor
     }
 
+    /// The pads of images and of videos; empty for a text model.
+    pub fn media_token_ids(&self) -> &[u32] {
+        &self.media_token_ids
+    }
+
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
     }
@@ -79,6 +84,9 @@ impl Generator {
     pub fn admit(&self, samples: usize, max_tokens: usize) -> Result<Permit> {
         if self.draining.load(Ordering::Acquire) {
             return Err(Error::NotReady("the server is draining: it takes no new work".into()));
+        }
+        if let Some(reason) = self.engine.unfit() {
+            return Err(Error::NotReady(reason));
         }
         let most = InFlight { samples: self.limits.max_sequences_in_flight, tokens: self.limits.max_tokens_in_flight };
         if samples > most.samples {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -15,6 +15,11 @@ use crate::engine::request::SamplingParams;
 use crate::error::{Error, Result};
 use crate::processor::{PromptRequest, PromptSource};
 
+/// The queue of requests and leases that name none.
+pub const DEFAULT_QUEUE: &str = "default";
+/// Bytes of a queue's name, which is a label of the metrics.
+pub(super) const MAX_QUEUE_NAME: usize = 64;
+
 /// What requests are checked against besides the limits.
 #[derive(Clone, Debug)]
 pub struct Served {
@@ -22,6 +27,8 @@ pub struct Served {
     pub vocab_size: usize,
     /// Prompt and completion together.
     pub max_model_len: usize,
+    /// Whether there are reference weights.
+    pub reference: bool,
 }
 
 /// A request that can run.
@@ -64,7 +71,7 @@ pub struct GroupFacts {
 }
 
 /// Resolved sampling, as replies state it.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sampling {
     pub temperature: f64,
     pub top_p: f64,
@@ -89,7 +96,9 @@ pub struct Returns {
     pub logps_raw: bool,
     pub logps_sampled: bool,
     pub entropy: bool,
+    pub ref_logps: bool,
     pub timing: bool,
+    pub pixel_values: bool,
 }
 
 impl Plan {
@@ -135,7 +144,7 @@ impl Plan {
             failed: request.failed.unwrap_or_default(),
             max_refills,
             mask_truncated: request.mask_truncated.unwrap_or(false),
-            returns: Returns::new(request.r#return.as_deref().unwrap_or(&[Return::Text, Return::Logps]))?,
+            returns: Returns::new(request.r#return.as_deref().unwrap_or(&[Return::Text, Return::Logps]), served)?,
         };
         Ok(Plan {
             groups: groups(request.groups, limits, served)?,
@@ -148,11 +157,11 @@ impl Plan {
 }
 
 fn check_served(request: &RolloutRequest, served: &Served) -> Result<()> {
-    if request.mode == Some(Mode::Queue) {
-        return Err(unsupported("mode", "this version has no queue mode; use \"wait\" or \"stream\""));
-    }
-    if let Some(queue) = request.queue.as_deref().filter(|queue| *queue != "default") {
-        return Err(unsupported("queue", format!("{queue:?}: this version has no queues")));
+    if let Some(queue) = request.queue.as_deref() {
+        check_label("queue", queue, MAX_QUEUE_NAME)?;
+        if request.mode != Some(Mode::Queue) && queue != DEFAULT_QUEUE {
+            return Err(Error::invalid("queue", "groups go to a queue with mode \"queue\" only"));
+        }
     }
     match &request.model {
         Some(model) if *model != served.model => {
@@ -178,45 +187,43 @@ fn groups(bodies: Vec<GroupBody>, limits: &Limits, served: &Served) -> Result<Ve
     Ok(plans)
 }
 
+/// The prompt of a group or of a given sequence.
+pub(super) fn prompt(body: &GroupBody, served: &Served) -> Result<PromptRequest> {
+    let prefill = body.assistant_prefill.clone().filter(|prefill| !prefill.is_empty());
+    let source = match (&body.messages, &body.prompt, &body.prompt_token_ids) {
+        (Some(messages), None, None) if messages.is_empty() => {
+            return Err(Error::invalid("messages", "the list is empty; a prompt needs at least one message"));
+        }
+        (Some(messages), None, None) => PromptSource::Messages { messages: messages.clone(), assistant_prefill: prefill },
+        (None, Some(text), None) if text.is_empty() => return Err(Error::invalid("prompt", "the prompt is empty")),
+        (None, Some(text), None) => PromptSource::Text(text.clone()),
+        (None, None, Some(ids)) if ids.is_empty() => return Err(Error::invalid("prompt_token_ids", "the prompt is empty")),
+        (None, None, Some(ids)) => {
+            check_ids("prompt_token_ids", ids, served)?;
+            PromptSource::TokenIds(ids.clone())
+        }
+        _ => return Err(Error::invalid("", "there must be exactly one of messages, prompt and prompt_token_ids")),
+    };
+    if body.messages.is_none() && body.assistant_prefill.is_some() {
+        let message = "a prefill stands beside messages; a prompt that is already templated ends with it by itself";
+        return Err(Error::invalid("assistant_prefill", message));
+    }
+    let images = body.images.clone().unwrap_or_default();
+    Ok(PromptRequest { source, images, tools: None, template_kwargs: Map::new(), add_generation_prompt: true })
+}
+
 impl GroupPlan {
     fn new(position: usize, body: GroupBody, limits: &Limits, served: &Served) -> Result<GroupPlan> {
-        let id = body.id.filter(|id| !id.is_empty()).unwrap_or_else(|| position.to_string());
+        let id = body.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| position.to_string());
         check_label("id", &id, limits.max_id_bytes)?;
         if let Some(other) = body.solution.as_ref().filter(|s| !(s.is_string() || s.is_number() || s.is_null())) {
             return Err(Error::invalid("solution", format!("{} is neither a string nor a number", short(other))));
         }
-        let templated = body.messages.is_some();
-        let source = match (body.messages, body.prompt, body.prompt_token_ids) {
-            (Some(messages), None, None) if messages.is_empty() => {
-                return Err(Error::invalid("messages", "the list is empty; a prompt needs at least one message"));
-            }
-            (Some(messages), None, None) => {
-                PromptSource::Messages { messages, assistant_prefill: body.assistant_prefill.clone().filter(|p| !p.is_empty()) }
-            }
-            (None, Some(text), None) if text.is_empty() => return Err(Error::invalid("prompt", "the prompt is empty")),
-            (None, Some(text), None) => PromptSource::Text(text),
-            (None, None, Some(ids)) if ids.is_empty() => return Err(Error::invalid("prompt_token_ids", "the prompt is empty")),
-            (None, None, Some(ids)) => {
-                check_ids("prompt_token_ids", &ids, served)?;
-                PromptSource::TokenIds(ids)
-            }
-            _ => return Err(Error::invalid("", "a group has exactly one of messages, prompt and prompt_token_ids")),
-        };
-        if !templated && body.assistant_prefill.is_some() {
-            let message = "a prefill stands beside messages; a prompt that is already templated ends with it by itself";
-            return Err(Error::invalid("assistant_prefill", message));
-        }
+        let prompt = prompt(&body, served)?;
         let facts = GroupFacts {
             prefill: body.assistant_prefill.unwrap_or_default(),
             solution: body.solution.filter(|solution| !solution.is_null()),
             fields: body.fields,
-        };
-        let prompt = PromptRequest {
-            source,
-            images: body.images.unwrap_or_default(),
-            tools: None,
-            template_kwargs: Map::new(),
-            add_generation_prompt: true,
         };
         Ok(GroupPlan { id, prompt, facts })
     }
@@ -289,7 +296,7 @@ impl Sampling {
 }
 
 impl Returns {
-    fn new(names: &[Return]) -> Result<Returns> {
+    fn new(names: &[Return], served: &Served) -> Result<Returns> {
         let mut returns = Returns::default();
         for (i, name) in names.iter().enumerate() {
             match name {
@@ -299,13 +306,11 @@ impl Returns {
                 Return::LogpsSampled => returns.logps_sampled = true,
                 Return::Entropy => returns.entropy = true,
                 Return::Timing => returns.timing = true,
-                Return::RefLogps => return Err(unsupported(format!("return[{i}]"), "this version has no reference weights for ref_logps")),
-                Return::PixelValues => {
-                    return Err(unsupported(
-                        format!("return[{i}]"),
-                        "pixel_values travel in safetensors only, which this version does not write",
-                    ));
+                Return::RefLogps if served.reference => returns.ref_logps = true,
+                Return::RefLogps => {
+                    return Err(unsupported(format!("return[{i}]"), "this server keeps no reference weights (start it with --reference)"));
                 }
+                Return::PixelValues => returns.pixel_values = true,
             }
         }
         Ok(returns)
@@ -347,7 +352,7 @@ fn check_stops(stops: &[String], limits: &Limits) -> Result<()> {
     Ok(())
 }
 
-fn check_ids(name: &str, ids: &[u32], served: &Served) -> Result<()> {
+pub(super) fn check_ids(name: &str, ids: &[u32], served: &Served) -> Result<()> {
     match ids.iter().position(|id| *id as usize >= served.vocab_size) {
         Some(i) => Err(Error::invalid(
             format!("{name}[{i}]"),

@@ -20,13 +20,15 @@ pub(super) struct ScoredSample {
     /// One a reward; empty unless the sample is whole.
     pub verdicts: Vec<Verdict>,
     pub score_time: Duration,
+    /// Under the reference weights, when asked for.
+    pub ref_logps: Option<Vec<f32>>,
 }
 
 impl ScoredSample {
     pub fn new(output: SampleOutput, text: String, facts: &GroupFacts) -> Self {
         let completion = format!("{}{text}", facts.prefill);
         let status = status_of(output.finish_reason);
-        ScoredSample { output, status, text, completion, verdicts: Vec::new(), score_time: Duration::ZERO }
+        ScoredSample { output, status, text, completion, verdicts: Vec::new(), score_time: Duration::ZERO, ref_logps: None }
     }
 
     pub fn rewards(&self) -> SampleRewards {
@@ -77,6 +79,7 @@ impl ScoredSample {
             logps_raw: returns.logps_raw.then_some(output.logps_raw),
             logps_sampled: returns.logps_sampled.then_some(output.logps_sampled),
             entropy: returns.entropy.then_some(output.entropy),
+            ref_logps: self.ref_logps,
             completion_mask: u8::from(!masked),
             policy_versions: output.policy_versions,
             reward: rewards.total(settings.rewarder.weights()),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::common::{CONTEXT, MODEL, Reply, Server, data_url, png, user, user_with_image};
 
 const ROLLOUTS: &str = "/v1/rollouts";
+const LEASE: &str = "/v1/batches/lease";
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
 const SCORE: &str = "/v1/rewards/score";
@@ -104,7 +105,10 @@ fn rollout_cases() -> Vec<Case> {
         case(ROLLOUTS, rollout(json!({"groups": {}})), "groups", &["a list", "an object"]),
         case(ROLLOUTS, json!({}), "groups", &["required"]),
         case(ROLLOUTS, rollout(json!({"mode": "later"})), "mode", &["\"later\"", "wait"]),
-        case(ROLLOUTS, rollout(json!({"mode": "queue"})), "mode", &["queue"]),
+        case(ROLLOUTS, rollout(json!({"queue": "eval"})), "queue", &["mode \"queue\""]),
+        case(ROLLOUTS, rollout(json!({"mode": "queue", "queue": "x".repeat(65)})), "queue", &["65", "64"]),
+        case(ROLLOUTS, rollout(json!({"mode": "queue", "num_generations": 0})), "num_generations", &["0", "256"]),
+        case(ROLLOUTS, rollout(json!({"return": ["pixel_values"]})), "return[0]", &["safetensors"]),
         case(ROLLOUTS, rollout(json!({"rewards": [{"name": "acuracy"}]})), "rewards[0].name", &["acuracy"]),
         case(ROLLOUTS, rollout(json!({"advantage": "trll"})), "advantage", &["trll"]),
         case(ROLLOUTS, group(json!({"messages": []})), "groups[0].messages", &["empty"]),
@@ -125,6 +129,15 @@ fn rollout_cases() -> Vec<Case> {
 
 fn other_cases() -> Vec<Case> {
     vec![
+        case(LEASE, json!({}), "num_groups", &["required"]),
+        case(LEASE, json!({"num_groups": 0}), "num_groups", &["0", "4096"]),
+        case(LEASE, json!({"num_groups": 4097}), "num_groups", &["4097", "4096"]),
+        case(LEASE, json!({"num_groups": 1, "lease_m": 1}), "lease_m", &["did you mean lease_ms?"]),
+        case(LEASE, json!({"num_groups": 1, "wait_ms": 10_000_000}), "wait_ms", &["10000000", "3600000"]),
+        case(LEASE, json!({"num_groups": 1, "lease_ms": 0}), "lease_ms", &["0"]),
+        case(LEASE, json!({"num_groups": 1, "learner": "a\nb"}), "learner", &["control"]),
+        case("/v1/batches/lease-1/extend", json!({"fence": "1", "lease_ms": 0}), "lease_ms", &["0"]),
+        case("/v1/batches/lease-1/ack", json!({"fence": 1}), "fence", &["a string", "1"]),
         case(CHAT, chat(json!({"temprature": 1})), "temprature", &["did you mean temperature?"]),
         case(CHAT, chat(json!({"tools": [{"type": "function"}]})), "tools", &["not supported"]),
         case(CHAT, chat(json!({"response_format": {"type": "json_object"}})), "response_format", &["not supported"]),

@@ -10,7 +10,7 @@ fn plan(fields: Value) -> Result<Plan, Error> {
     let mut body = json!({"groups": [{"prompt": "2 + 2"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     let request: RolloutRequest = serde_json::from_value(body).map_err(|error| Error::invalid("json", error.to_string()))?;
-    let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048 };
+    let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048, reference: false };
     Plan::new(request, &Limits::default(), &served)
 }
 
@@ -71,8 +71,8 @@ fn groups_have_one_prompt_and_their_own_name() {
     refused(json!({"groups": []}), "groups: 0 is not between 1 and 256");
     refused(json!({"groups": vec![json!({"prompt": "x"}); 257]}), "groups: 257 is not between 1 and 256");
     refused(json!({"groups": vec![json!({"prompt": "x"}); 17], "num_generations": 256}), "num_generations: 4352 samples in all");
-    refused(one(json!({})), "groups[0]: a group has exactly one of");
-    refused(one(json!({"prompt": "x", "prompt_token_ids": [1]})), "groups[0]: a group has exactly one of");
+    refused(one(json!({})), "groups[0]: there must be exactly one of");
+    refused(one(json!({"prompt": "x", "prompt_token_ids": [1]})), "groups[0]: there must be exactly one of");
     refused(one(json!({"prompt": ""})), "groups[0].prompt: ");
     refused(one(json!({"messages": []})), "groups[0].messages: ");
     refused(one(json!({"prompt_token_ids": [5, 1000]})), "groups[0].prompt_token_ids[1]: token id 1000");
@@ -92,12 +92,12 @@ fn everything_else_is_checked_too() {
     refused(json!({"num_generations": u64::MAX}), "num_generations: ");
     refused(json!({"max_refills": 101}), "max_refills: ");
     refused(json!({"deadline_ms": 0}), "deadline_ms: ");
-    refused(json!({"mode": "queue"}), "mode: this version has no queue mode");
     refused(json!({"queue": "other"}), "queue: ");
     accepted(json!({"queue": "default", "model": "tiny"}));
+    accepted(json!({"mode": "queue", "queue": "other"}));
+    refused(json!({"mode": "queue", "queue": ""}), "queue: ");
     assert!(matches!(plan(json!({"model": "gpt-4"})), Err(Error::NotFound(_))));
     refused(json!({"return": ["text", "ref_logps"]}), "return[1]: ");
-    refused(json!({"return": ["pixel_values"]}), "return[0]: ");
     refused(json!({"idempotency_key": ""}), "idempotency_key: ");
     refused(json!({"advantage": {"ddof": 3}}), "advantage.ddof: 3 is neither 0 nor 1");
     refused(json!({"advantage": "grpo"}), "advantage: there is no preset \"grpo\"");

@@ -182,8 +182,7 @@ fn events(prompt: usize, stream: GroupStream) -> BoxStream<'static, (usize, Opti
 }
 
 fn served(state: &AppState) -> Served {
-    let info = state.generator.engine().info();
-    Served { model: state.http.served_names[0].clone(), vocab_size: info.vocab_size, max_model_len: info.max_model_len }
+    state.service.served().clone()
 }
 
 fn sampling(

@@ -87,6 +87,11 @@ impl Device {
         &self.name
     }
 
+    /// What other processes call the device.
+    pub fn uuid(&self) -> [u8; 16] {
+        check("reading the UUID", result::device::get_uuid(self.raw)).bytes.map(|byte| byte as u8)
+    }
+
     pub fn ordinal(&self) -> usize {
         self.ordinal
     }

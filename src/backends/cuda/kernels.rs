@@ -52,6 +52,7 @@ const SOURCES: &[Source] = &[
     },
     Source { name: "segment_attention.cu", text: include_str!("../../../kernels/segment_attention.cu"), kernels: SEGMENT_ATTENTION },
     Source { name: "sample.cu", text: include_str!("../../../kernels/sample.cu"), kernels: &["sample_parts", "sample", "reset_slot"] },
+    Source { name: "weights.cu", text: include_str!("../../../kernels/weights.cu"), kernels: &["check_weight", "store_weight"] },
 ];
 
 /// The walks for heads of a padded width: many rows a block, few rows a block.

@@ -13,6 +13,7 @@ mod graph;
 pub mod kernels;
 mod libs;
 mod nvrtc;
+mod shared;
 mod staging;
 mod timeline;
 mod weight;
@@ -24,7 +25,7 @@ use half::bf16;
 
 use super::{
     Backend, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
-    SegmentAttention, Span, Store, TokenSource,
+    SegmentAttention, SharedCheck, SharedTensor, Span, Store, TokenSource,
 };
 use crate::backends::BLOCK_SIZE;
 use crate::error::Result;
@@ -36,6 +37,7 @@ use gemm::Gemm;
 use graph::Graphs;
 use kernels::Kernels;
 use staging::{Collected, Downloads, Ticket, Uploads};
+use shared::Shared;
 use weight::{ROW_ALIGN, Weight, row_stride};
 
 /// Threads of most kernels.
@@ -64,6 +66,8 @@ pub struct Cuda {
     downloads: Downloads,
     sample_scratch: Buf<u32>,
     reset_tokens: Buf<u32>,
+    /// What checks of shared tensors find.
+    checks: Buf<u32>,
     device: Arc<Device>,
 }
 
@@ -113,6 +117,7 @@ impl Cuda {
             downloads: Downloads::new(&device),
             sample_scratch: Buf::new(&device, SAMPLE_SCRATCH / 4)?,
             reset_tokens: Buf::new(&device, RESET_TOKENS)?,
+            checks: Buf::new(&device, 4 * shared::CHECKS)?,
             device,
         })
     }
@@ -160,6 +165,7 @@ impl Backend for Cuda {
     type Kv = Kv;
     type AttentionPlan = Plan;
     type Ticket = Ticket;
+    type Shared = Shared;
 
     fn name(&self) -> String {
         let device = &self.device;
@@ -179,6 +185,38 @@ impl Backend for Cuda {
         let mut weight = Weight::upload(&self.device, &self.uploads, parts)?;
         self.gemm.prepare(&mut weight, &self.uploads)?;
         Ok(weight)
+    }
+
+    fn rewrite_weight(&self, weight: &mut Weight, first_row: usize, rows: Matrix<'_>) {
+        weight.write(&self.uploads, first_row, &rows);
+    }
+
+    fn open_shared(&self, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Shared> {
+        Shared::open(&self.device, device_uuid, tensors)
+    }
+
+    fn check_shared(&self, shared: &Shared, rounds: &[bool]) -> Vec<SharedCheck> {
+        self.check(shared, rounds)
+    }
+
+    fn rewrite_shared(&self, weight: &mut Weight, first_row: usize, rows: usize, shared: &Shared, index: usize) {
+        self.store(weight, first_row, rows, shared, index);
+    }
+
+    fn read_shared(&self, shared: &Shared, index: usize) -> Vec<f32> {
+        self.read(shared, index)
+    }
+
+    fn copy_weight(&self, from: &Weight, to: &mut Weight) {
+        to.copy_from(&self.device, from);
+    }
+
+    fn synchronize(&self) {
+        self.device.synchronize();
+    }
+
+    fn forget_graphs(&self) {
+        self.graphs.forget();
     }
 
     fn row_stride(&self, width: usize) -> usize {
