@@ -94,6 +94,48 @@ async fn the_reference_stays_while_the_policy_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pairs_are_sums_under_both_weights() {
+    let server = Server::start("--reference");
+    put(&server, "", serialize(&weights(1))).await.ok();
+    let sums = async |weights: &str, completion: &str, eos: bool| {
+        let sequence = json!({"messages": user("2 + 2?"), "completion": completion, "append_eos": eos});
+        let body = json!({"sequences": [sequence], "weights": weights, "return": ["sum"]});
+        server.post(LOGPS, &body).await.ok()["sequences"][0]["sum"].clone()
+    };
+    for eos in [true, false] {
+        let mut pair = json!({"messages": user("2 + 2?"), "chosen": "4", "rejected": "five"});
+        if !eos {
+            pair["append_eos"] = json!(false);
+        }
+        let reply = server.post(LOGPS, &json!({"pairs": [pair.clone(), pair]})).await.ok();
+        let second = &reply["pairs"][1];
+        assert_eq!((reply["pairs"].as_array().unwrap().len(), &second["policy_version"]), (2, &json!(1)));
+        for (name, weights, text) in [
+            ("chosen_logps", "policy", "4"),
+            ("rejected_logps", "policy", "five"),
+            ("ref_chosen_logps", "reference", "4"),
+            ("ref_rejected_logps", "reference", "five"),
+        ] {
+            assert_eq!(second[name], sums(weights, text, eos).await, "{name}");
+        }
+        assert_ne!(second["chosen_logps"], second["ref_chosen_logps"]);
+    }
+    let pair = json!({"prompt": "x", "chosen": "a", "rejected": "b"});
+    for (body, param) in [
+        (json!({}), "sequences"),
+        (json!({"pairs": [pair], "sequences": []}), "sequences"),
+        (json!({"pairs": [pair], "weights": "policy"}), "weights"),
+        (json!({"pairs": []}), "pairs"),
+        (json!({"pairs": [pair, {"prompt": "x", "chosen": "a"}]}), "pairs[1].rejected"),
+        (json!({"pairs": [pair, {"chosen": "a", "rejected": "b"}]}), "pairs[1]"),
+    ] {
+        assert_eq!(server.post(LOGPS, &body).await.error(400)["param"], param, "{body}");
+    }
+    server.assert_idle().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_sequences_are_refused_by_path() {
     let server = Server::start("");
     let sequence = |fields: Value| {
