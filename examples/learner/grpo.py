@@ -170,11 +170,11 @@ def main() -> None:
     wanted = ["logps", "ref_logps"] if args.beta else ["logps"]
 
     for step in itertools.count(first):
-        line = {"step": step, "policy_version": version}
+        line = {"step": step, "policy_version": version, "seconds": round(time.monotonic() - began, 1)}
         if step % args.eval_every == 0 or step == args.steps:
             line |= evaluate(client, heldout, args)
         if step == args.steps or line.get("heldout_accuracy", 0.0) >= args.until:
-            print(json.dumps(line | {"seconds": round(time.monotonic() - began, 1)}), flush=True)
+            print(json.dumps(line), flush=True)
             return
         client.enqueue(tasks.train_rows(100_000 * args.seed + step, args.num_groups), num_generations=args.num_generations,
                        sampling=sampling, rewards=rewards, return_=wanted, queue=queue, seed=100_000 * args.seed + step)
@@ -189,7 +189,7 @@ def main() -> None:
         weight = batch["rewards"].new_tensor([weights[name] for name in batch.reward_names])
         line |= {"reward": (batch["rewards"] * weight).nansum(1).mean().item()}
         line |= {name: batch["rewards"][:, i].nanmean().item() for i, name in enumerate(batch.reward_names)}
-        line |= {"mean_abs_logp_difference": difference, "seconds": round(time.monotonic() - began, 1)}
+        line["mean_abs_logp_difference"] = difference
         print(json.dumps(line), flush=True)
         if difference is not None and difference > args.tolerance:
             sys.exit(f"step {step}: the server's log-probabilities are {difference:.1e} away from this learner's")
