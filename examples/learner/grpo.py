@@ -167,7 +167,7 @@ def main() -> None:
                       on_reconnect=lambda: client.push_weights(model))
     source, began, first = iter(batches), time.monotonic(), checkpoint.step if checkpoint else 0
     sampling = {"temperature": 1.0, "max_tokens": args.max_tokens}
-    wanted = ["logps", "ref_logps"] if args.beta else ["logps"]
+    wanted = ["logps"] + ["ref_logps"] * bool(args.beta) + ["pixel_values"] * hasattr(model.config, "vision_config")
 
     for step in itertools.count(first):
         line = {"step": step, "policy_version": version, "seconds": round(time.monotonic() - began, 1)}

@@ -11,7 +11,7 @@ socket=$(mktemp -d)/control
 transport=()
 [ "$device" = cpu ] || transport=(--control-socket "$socket")
 "$grouper" serve "$model" --device "$device" --port 0 --max-model-len 512 --gpu-memory-utilization 0.3 \
-  --store "$(mktemp -d)" "${transport[@]}" >"$out/server.log" 2>&1 &
+  --data-dir "$(mktemp -d)" "${transport[@]}" >"$out/server.log" 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT
 for _ in $(seq 1200); do

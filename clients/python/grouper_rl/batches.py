@@ -84,8 +84,7 @@ class Batches:
 
     A name for `learner` makes a restart cheap: what its predecessor of that name still held is given back at once instead of
     when its lease ends. With a [`Checkpoint`] nothing is learned from twice. `heartbeat` extends the lease while a batch
-    is worked on. `on_reconnect` is called when the server was away, before the next lease: weights that came over HTTP died
-    with it. `framework` is torch where it is installed, else numpy.
+    is worked on. `on_reconnect` is called when the server was away: weights that came over HTTP died with it. `framework` is torch where it is installed, else numpy.
     """
 
     def __init__(self, client: Client | str, *, num_groups: int, queue: str | None = None, wait_ms: int = 10_000,
@@ -125,6 +124,8 @@ class Batches:
             self._reconnect()
             return None
         if response.status_code == 204:
+            if self.on_reconnect and self._weights_are_gone():
+                self.on_reconnect()
             return None
         batch = self._read(response.content)
         known = [uid for uid in batch.uids if uid in self.learned]
@@ -155,6 +156,10 @@ class Batches:
             self.give_back()
         if self.on_reconnect:
             self.on_reconnect()
+
+    def _weights_are_gone(self) -> bool:
+        policy = self.client.policy()
+        return policy["held"]["version"] != policy["expected"]
 
     def _ack(self, lease_id: str, fence: str, uids: Iterable[str]) -> bool:
         try:
