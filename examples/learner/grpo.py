@@ -68,7 +68,7 @@ def load_model(folder: Path, device: str):
     return auto.from_pretrained(folder, dtype=torch.float32).to(device)
 
 
-def with_pictures(model, batch: Batch, rows: slice, ids, mask, embeds):
+def with_pictures(model, batch: Batch, rows: torch.Tensor, ids, mask, embeds):
     """Puts the features of each group's pictures into its samples' embeddings; the M-RoPE positions."""
     group = batch["group_index"][rows].tolist()
     per_group = batch["num_images"].tolist()
@@ -89,7 +89,7 @@ def with_pictures(model, batch: Batch, rows: slice, ids, mask, embeds):
     return embeds, positions
 
 
-def logps(model, batch: Batch, rows: slice) -> torch.Tensor:
+def logps(model, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
     """log softmax(logits / temperature) at the completion tokens of some samples: (samples, C)."""
     prompt, completion = batch["prompt_ids"][rows], batch["completion_ids"][rows]
     ids = torch.cat([prompt, completion], 1)
@@ -114,12 +114,11 @@ def loss_of(new, old, ref, advantage, epsilon: float, beta: float) -> torch.Tens
 
 def learn(model, optimizer, batch: Batch, args, version: int) -> float | None:
     """The optimiser steps of one batch. Returns mean |Δ logp| to the server over what the present weights have sampled."""
-    samples = len(batch["advantages"])
-    slices = [slice(start, min(start + args.micro_batch, samples)) for start in range(0, samples, args.micro_batch)]
+    rows_that_count = (batch["completion_mask"].any(1) & ((batch["advantages"] != 0) | bool(args.beta))).nonzero()[:, 0]
     fresh = batch["completion_mask"] * (batch["policy_version"] == version)[:, None]
-    difference = 0.0
+    difference, compared = 0.0, fresh[rows_that_count].sum().item()
     for update in range(args.updates):
-        for rows in slices:
+        for rows in rows_that_count.split(args.micro_batch):
             with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.dtype == "bfloat16"):
                 new = logps(model, batch, rows)
             old, mask = batch["old_per_token_logps"][rows], batch["completion_mask"][rows]
@@ -131,7 +130,7 @@ def learn(model, optimizer, batch: Batch, args, version: int) -> float | None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return difference / fresh.sum().item() if fresh.any() else None
+    return difference / compared if compared else None
 
 
 def evaluate(client: Client, heldout: list[dict], args) -> dict:
