@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
+pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, QueueArgs, SelftestArgs, ServeArgs};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, WORKLOADS, Workload};
@@ -17,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
 use crate::rollout::limits::Limits;
+use crate::rollout::service::QueueOptions;
 use crate::selftest::SelftestConfig;
+use crate::store::StoreOptions;
 
 /// Everything that was decided before the server starts.
 #[derive(Clone, Debug)]
@@ -29,6 +31,9 @@ pub struct Config {
     pub seed: Option<u64>,
     pub processor: ProcessorOptions,
     pub limits: Limits,
+    pub queue: QueueOptions,
+    /// Where the store is; in memory when `None`.
+    pub data_dir: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,8 +82,29 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
-        Ok(Config { model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
+        Ok(Config {
+            model,
+            http: http(args)?,
+            engine: engine(&args.engine)?,
+            seed: args.seed,
+            processor,
+            limits,
+            queue: queue(&args.queue)?,
+            data_dir: args.queue.data_dir.clone(),
+        })
     }
+}
+
+fn queue(args: &QueueArgs) -> Result<QueueOptions> {
+    let at_least_one = |flag: &str, value: u32| at_least_1(flag, value as usize).map(|value| value as u32);
+    let store = StoreOptions {
+        max_queued_groups: at_least_1("--max-queued-groups", args.max_queued_groups)?,
+        max_deliveries: at_least_one("--max-deliveries", args.max_deliveries)?,
+        max_generations: at_least_one("--max-generations", args.max_generations)?,
+        key_ttl_ms: args.idempotency_ttl.as_millis() as u64,
+        ..StoreOptions::default()
+    };
+    Ok(QueueOptions { store, max_staleness: args.max_staleness })
 }
 
 fn http(args: &ServeArgs) -> Result<HttpConfig> {

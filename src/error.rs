@@ -25,6 +25,12 @@ pub enum Error {
     /// Weights not loaded yet, or the server drains.
     #[error("{0}")]
     NotReady(String),
+    /// What was asked for will not come any more. `code` is for machines (`end_of_data`).
+    #[error("{message}")]
+    Gone { code: &'static str, message: String },
+    /// Nothing was stored, because the store failed or its disk is `full`.
+    #[error("{message}")]
+    Storage { message: String, full: bool },
     /// A model folder that can't be served, with the file or tensor at fault.
     #[error("{0}")]
     Model(String),

@@ -16,3 +16,4 @@ pub mod rng;
 pub mod rollout;
 pub mod selftest;
 pub mod serve;
+pub mod store;

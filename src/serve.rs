@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,6 +13,9 @@ use crate::config::{Config, LogFormat, ServeArgs};
 use crate::error::{Error, Result};
 use crate::hub::{self, HubEnv};
 use crate::load::{self, Loaded};
+use crate::rollout::feeder::Feeder;
+use crate::rollout::service::RolloutService;
+use crate::store::{BatchStore, Clock, SqliteStore};
 
 pub async fn run(args: &ServeArgs) -> Result<()> {
     let started = Instant::now();
@@ -42,6 +45,7 @@ pub async fn run(args: &ServeArgs) -> Result<()> {
 pub struct Running {
     pub server: Server,
     pub loaded: Loaded,
+    feeder: Feeder,
 }
 
 impl Running {
@@ -56,19 +60,35 @@ impl Running {
         let figures =
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
-        let server = Server::start(listener, AppState::new(config, loaded.generator.clone()))?;
-        Ok(Running { server, loaded })
+        let store = open_store(config, bars)?;
+        let name = config.model.served_names[0].clone();
+        let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
+        let server = Server::start(listener, AppState::new(config, service.clone()))?;
+        Ok(Running { server, loaded, feeder: Feeder::start(service) })
     }
 
     /// Drains the server, then ends the engine.
     pub async fn stop(self, timeout: Duration) {
         let drained = self.server.shut_down(timeout).await;
+        self.feeder.stop().await;
         self.loaded.engine.shutdown();
         // An engine with samples left ends with the process.
         if drained {
             let _ = tokio::task::spawn_blocking(move || self.loaded.thread.join()).await;
         }
     }
+}
+
+fn open_store(config: &Config, bars: &Bars) -> Result<Arc<dyn BatchStore>> {
+    let options = config.queue.store.clone();
+    let store = match &config.data_dir {
+        Some(folder) => SqliteStore::open(folder, options, Clock::system())?,
+        None => {
+            bars.say("without --data-dir, queued groups, leases and idempotency keys end with this process");
+            SqliteStore::in_memory(options, Clock::system())?
+        }
+    };
+    Ok(Arc::new(store))
 }
 
 /// Resolves with the name of the next SIGINT or SIGTERM.

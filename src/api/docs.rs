@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::error::{ApiError, ErrorBody};
-use super::{health, metrics, openai, rewards, rollouts};
+use super::{batches, health, metrics, openai, rewards, rollouts};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,12 +21,14 @@ use super::{health, metrics, openai, rewards, rollouts};
     ),
     tags(
         (name = "rollouts", description = "Groups of scored completions"),
+        (name = "batches", description = "Queued groups for learners: leases, acks, dead letters"),
         (name = "rewards", description = "Rewards by themselves"),
         (name = "openai", description = "Plain inference for OpenAI clients"),
         (name = "operation", description = "Health and figures")
     ),
     paths(
-        rollouts::create, rewards::list, rewards::score, openai::chat::create, openai::completions::create, openai::models::list,
+        rollouts::create, rollouts::progress, rollouts::cancel, batches::lease, batches::ack, batches::nack, batches::extend,
+        batches::counts, batches::leases, batches::dead, batches::requeue, rewards::list, rewards::score, openai::chat::create, openai::completions::create, openai::models::list,
         openai::models::get, health::health, health::ready, metrics::metrics
     ),
     components(schemas(ErrorBody)),

@@ -94,6 +94,9 @@ impl From<Error> for ApiError {
                 error.retry_after_ms = Some(1000);
                 error
             }
+            Error::Gone { code, .. } => ApiError::new(StatusCode::GONE, code, message),
+            Error::Storage { full: true, .. } => ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", message),
+            Error::Storage { full: false, .. } => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "storage_failed", message),
             Error::Model(_) | Error::Setup(_) | Error::File { .. } => {
                 tracing::error!("while answering a request: {message}");
                 ApiError::internal()
@@ -152,6 +155,8 @@ mod tests {
             (Error::Conflict("x".into()), 409, None),
             (Error::Overloaded { message: "x".into(), retry_after_ms: 1500 }, 429, None),
             (Error::NotReady("x".into()), 503, None),
+            (Error::Gone { code: "end_of_data", message: "x".into() }, 410, None),
+            (Error::Storage { message: "x".into(), full: true }, 507, None),
             (Error::Model("/root/weights: bad".into()), 500, None),
             (Error::file("/etc/secret", "denied"), 500, None),
         ];

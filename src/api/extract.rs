@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
@@ -23,6 +24,32 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
         check_media_type(request.headers())?;
         let bytes = read_body(request.into_body(), state.generator.limits().max_body_bytes).await?;
         Ok(JsonBody(read_json(&bytes)?))
+    }
+}
+
+/// No body, or one that is not looked at. Its media type is asked for all the same: see [`check_media_type`].
+pub struct NoBody;
+
+impl FromRequest<AppState> for NoBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+        check_media_type(request.headers())?;
+        read_body(request.into_body(), 1 << 20).await?;
+        Ok(NoBody)
+    }
+}
+
+/// What stands behind the question mark.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+        let query = Query::try_from_uri(&parts.uri);
+        let Query(params) = query.map_err(|e| Error::invalid_code("query", "invalid_query", shorten(&e.body_text())))?;
+        Ok(Params(params))
     }
 }
 

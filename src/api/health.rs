@@ -73,6 +73,9 @@ pub async fn ready(State(state): State<AppState>) -> (StatusCode, Json<ReadyRepl
     if let Some(Err(error)) = engine.audit().now_or_never() {
         reasons.push(error.to_string());
     }
+    if let Some(failure) = state.service.store().failure() {
+        reasons.push(format!("the store: {failure}"));
+    }
     let has_work = stats.running.load(Ordering::Relaxed) + stats.waiting.load(Ordering::Relaxed) > 0;
     if state.health.is_stalled(stats.steps.load(Ordering::Relaxed), has_work) {
         reasons.push(format!("the engine has work and took no step for {} s", STALLED.as_secs()));

@@ -16,6 +16,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use super::AppState;
 use crate::engine::handle::{EngineInfo, EngineStats};
 use crate::engine::request::{FinishReason, SampleOutput};
+use crate::store::{Counts, QueueCounts};
 
 /// Seconds: a token of a small model takes a millisecond, a long rollout minutes.
 const SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
@@ -116,11 +117,52 @@ pub async fn metrics(State(state): State<AppState>) -> Response {
     let mut text = recorder().render();
     write_engine(&mut text, engine.info(), engine.stats(), &state.http.served_names[0]);
     write_one(&mut text, "grouper_draining", "gauge", "1 while no new work is accepted", "", f64::from(state.generator.is_draining()));
+    // A store that can't count is said by /ready.
+    if let Ok(counts) = state.service.store().counts().await {
+        write_store(&mut text, &counts);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 fn write_one(text: &mut String, name: &str, kind: &str, help: &str, labels: &str, value: f64) {
     let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {value}\n");
+}
+
+fn write_store(text: &mut String, counts: &Counts) {
+    let mut family = |name: &str, kind: &str, help: &str, figures: &dyn Fn(&QueueCounts) -> Vec<(String, f64)>| {
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for (queue, counts) in counts {
+            for (labels, value) in figures(counts) {
+                let _ = writeln!(text, "{name}{{queue=\"{}\"{labels}}} {value}", label(queue));
+            }
+        }
+    };
+    family("grouper_queue_groups", "gauge", "Groups by state", &|counts| {
+        let states = [
+            ("pending", counts.pending - counts.generating),
+            ("generating", counts.generating),
+            ("ready", counts.ready),
+            ("leased", counts.leased),
+            ("dead", counts.dead),
+        ];
+        states.map(|(state, count)| (format!(",state=\"{state}\""), count as f64)).into()
+    });
+    family("grouper_queue_accepted_total", "counter", "Groups accepted since the store began", &|counts| {
+        vec![(String::new(), counts.accepted as f64)]
+    });
+    family("grouper_queue_acked_total", "counter", "Groups acked since the store began", &|counts| {
+        vec![(String::new(), counts.acked as f64)]
+    });
+    family("grouper_queue_dropped_total", "counter", "Groups dropped since the store began", &|counts| {
+        counts.dropped.iter().map(|(reason, count)| (format!(",reason=\"{}\"", label(reason)), *count as f64)).collect()
+    });
+    family("grouper_queue_missing", "gauge", "accepted - acked - dropped - dead - in flight: must be 0", &|counts| {
+        vec![(String::new(), counts.missing() as f64)]
+    });
+}
+
+fn label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn write_engine(text: &mut String, info: &EngineInfo, stats: &EngineStats, model: &str) {
@@ -170,7 +212,7 @@ fn write_engine(text: &mut String, info: &EngineInfo, stats: &EngineStats, model
         ("vllm:generation_tokens_total", "counter", stats.generated_tokens.load(Relaxed) as f64),
         ("vllm:corrupted_requests_total", "counter", stats.corrupt_samples.load(Relaxed) as f64),
     ];
-    let labels = format!("{{model_name=\"{}\"}}", model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
+    let labels = format!("{{model_name=\"{}\"}}", label(model));
     for (name, kind, value) in aliases {
         write_one(text, name, kind, "Alias for dashboards made for vLLM", &labels, value);
     }

@@ -1,6 +1,7 @@
 //! HTTP: the only user of axum. One file per resource; what a request means is decided in `rollout` and `processor`.
 
 mod auth;
+mod batches;
 mod docs;
 mod error;
 mod extract;
@@ -51,7 +52,7 @@ struct Http {
 }
 
 impl AppState {
-    pub fn new(config: &Config, generator: Arc<Generator>) -> Self {
+    pub fn new(config: &Config, service: Arc<RolloutService>) -> Self {
         let names = &config.model.served_names;
         let http = Http {
             keys: Keys { api: config.http.api_key.as_deref().map(Key::new), control: config.http.control_key.as_deref().map(Key::new) },
@@ -60,7 +61,7 @@ impl AppState {
             seed: config.seed,
             created: unix_seconds(),
         };
-        let service = Arc::new(RolloutService::new(generator.clone(), names[0].clone()));
+        let generator = service.generator().clone();
         AppState { service, generator, http: Arc::new(http), health: Arc::default() }
     }
 

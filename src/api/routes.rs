@@ -1,9 +1,9 @@
 //! The table of routes. A route can't be written without a role, so none is open by oversight.
 
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 
 use super::AppState;
-use super::{docs, health, metrics, openai, page, rewards, rollouts};
+use super::{batches, docs, health, metrics, openai, page, rewards, rollouts};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,16 @@ pub static ROUTES: &[Route] = &[
     route("GET", "/docs", Role::Public, || get(docs::swagger_index)),
     route("GET", "/docs/{*file}", Role::Public, || get(docs::swagger_file)),
     route("POST", "/v1/rollouts", Role::Infer, || post(rollouts::create)),
+    route("GET", "/v1/rollouts/{rollout_id}", Role::Infer, || get(rollouts::progress)),
+    route("DELETE", "/v1/rollouts/{rollout_id}", Role::Infer, || delete(rollouts::cancel)),
+    route("POST", "/v1/batches/lease", Role::Learn, || post(batches::lease)),
+    route("POST", "/v1/batches/{lease_id}/ack", Role::Learn, || post(batches::ack)),
+    route("POST", "/v1/batches/{lease_id}/nack", Role::Learn, || post(batches::nack)),
+    route("POST", "/v1/batches/{lease_id}/extend", Role::Learn, || post(batches::extend)),
+    route("GET", "/v1/batches", Role::Learn, || get(batches::counts)),
+    route("GET", "/v1/batches/leases", Role::Learn, || get(batches::leases)),
+    route("GET", "/v1/batches/dead", Role::Learn, || get(batches::dead)),
+    route("POST", "/v1/batches/dead/{uid}/requeue", Role::Learn, || post(batches::requeue)),
     route("GET", "/v1/rewards", Role::Infer, || get(rewards::list)),
     route("POST", "/v1/rewards/score", Role::Infer, || post(rewards::score)),
     route("POST", "/v1/chat/completions", Role::Infer, || post(openai::chat::create)),

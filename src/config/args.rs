@@ -1,6 +1,7 @@
 //! The command line as it is typed. [`super::Config`] says what it means.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -107,6 +108,9 @@ pub struct ServeArgs {
     #[arg(long, env = "GROUPER_SEED", help_heading = "Engine")]
     pub seed: Option<u64>,
 
+    #[command(flatten)]
+    pub queue: QueueArgs,
+
     /// Folder from which requests may name image files
     #[arg(long, env = "GROUPER_MEDIA_ROOT", help_heading = "Media and limits")]
     pub media_root: Option<PathBuf>,
@@ -121,6 +125,30 @@ pub struct ServeArgs {
     /// Samples that may be queued or running over all requests
     #[arg(long, default_value_t = 16_384, env = "GROUPER_MAX_QUEUED_SAMPLES", help_heading = "Media and limits")]
     pub max_queued_samples: usize,
+}
+
+/// Flags of the durable queue.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Queue")]
+pub struct QueueArgs {
+    /// Folder for queued groups, leases and idempotency keys [default: none, they end with the process]
+    #[arg(long, env = "GROUPER_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Groups that may be pending, ready or leased
+    #[arg(long, default_value_t = 4096, env = "GROUPER_MAX_QUEUED_GROUPS")]
+    pub max_queued_groups: usize,
+    /// Leases of a group that end without an ack before it goes to the dead letters
+    #[arg(long, default_value_t = 5, env = "GROUPER_MAX_DELIVERIES")]
+    pub max_deliveries: u32,
+    /// Times that the server may end while it generates a group before that goes to the dead letters
+    #[arg(long, default_value_t = 5, env = "GROUPER_MAX_GENERATIONS")]
+    pub max_generations: u32,
+    /// Policy versions that a ready group may be old; older ones are dropped when a learner asks [default: any]
+    #[arg(long, env = "GROUPER_MAX_STALENESS")]
+    pub max_staleness: Option<u64>,
+    /// How long a request's idempotency key is remembered: 24h, 90m, 30s
+    #[arg(long, default_value = "24h", value_parser = parse_duration, env = "GROUPER_IDEMPOTENCY_TTL")]
+    pub idempotency_ttl: Duration,
 }
 
 /// Flags of everything that runs an engine.
@@ -214,6 +242,19 @@ pub enum LogFormat {
     Json,
 }
 
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text} is not a time such as 24h, 90m or 30s");
+    let (digits, seconds) = match text.trim().split_at_checked(text.trim().len().saturating_sub(1)).ok_or_else(wrong)? {
+        (digits, "d") => (digits, 24 * 3600),
+        (digits, "h") => (digits, 3600),
+        (digits, "m") => (digits, 60),
+        (digits, "s") => (digits, 1),
+        _ => (text.trim(), 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).filter(|seconds| (1..=u64::from(u32::MAX)).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
+}
+
 fn parse_bytes(text: &str) -> Result<usize, String> {
     let short = text.trim_end_matches(['B', 'b', 'i']);
     let shift = match short.bytes().last().map(|byte| byte.to_ascii_lowercase()) {
@@ -230,6 +271,16 @@ fn parse_bytes(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times() {
+        for (text, seconds) in [("24h", 86_400), ("90m", 5400), ("30s", 30), ("2d", 172_800), ("7", 7)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "h", "0s", "-1h", "1.5h", "1 week", "99999999999999h", "é"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -124,7 +124,7 @@ pub enum FinishReason {
 }
 
 /// Tokens `start..end` were drawn by this version of the weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct VersionSpan {
     pub version: PolicyVersion,
     pub start: usize,

@@ -97,7 +97,7 @@ pub struct PreparedPrompt {
     pub images: Vec<MediaInfo>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MediaInfo {
     /// Hexadecimal digest of the resized pixels.
     pub sha256: String,

@@ -22,7 +22,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Takes a group's attempts; nothing else reads them.
     pub fn add(&mut self, group: &mut Finished) {
-        self.num_dropped += usize::from(matches!(group.outcome, Outcome::Dropped));
+        self.num_dropped += usize::from(matches!(group.outcome, Outcome::Dropped(_)));
         self.num_bad += usize::from(matches!(group.outcome, Outcome::Bad { .. }));
         self.num_refills += group.attempts.len().saturating_sub(1);
         self.attempts.entry(group.position).or_default().append(&mut group.attempts);
@@ -99,7 +99,7 @@ mod tests {
             zero_std: true,
         };
         let mut tally = Tally::default();
-        tally.add(&mut Finished { position: 0, outcome: Outcome::Dropped, attempts: vec![attempt] });
+        tally.add(&mut Finished { position: 0, outcome: Outcome::Dropped("zero_std"), attempts: vec![attempt] });
         let found = tally.figures(&["format".into(), "accuracy".into()]);
         for (name, value) in [
             ("num_tokens", Value::from(48)),

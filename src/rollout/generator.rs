@@ -67,6 +67,11 @@ impl Generator {
         &self.processor
     }
 
+    /// The pads of images and of videos; empty for a text model.
+    pub fn media_token_ids(&self) -> &[u32] {
+        &self.media_token_ids
+    }
+
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
     }

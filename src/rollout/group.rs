@@ -38,8 +38,12 @@ pub(super) struct Finished {
 
 pub(super) enum Outcome {
     Kept(Box<Group>),
-    Dropped,
-    Bad { id: String, error: Error },
+    /// With the rule that dropped it.
+    Dropped(&'static str),
+    Bad {
+        id: String,
+        error: Error,
+    },
 }
 
 /// A group that was generated and scored. Its advantages may still depend on other groups.
@@ -70,46 +74,52 @@ impl Run {
         let id = plan.id.clone();
         let mut attempts = Vec::new();
         let outcome = match self.attempts(position, plan, &mut attempts).await {
-            Ok(Some(group)) => Outcome::Kept(Box::new(group)),
-            Ok(None) => Outcome::Dropped,
+            Ok(Ok(group)) => Outcome::Kept(Box::new(group)),
+            Ok(Err(rule)) => Outcome::Dropped(rule),
             Err(error) => Outcome::Bad { id, error: within_group(error, position) },
         };
         let label = match &outcome {
             Outcome::Kept(_) => "kept",
-            Outcome::Dropped => "dropped",
+            Outcome::Dropped(_) => "dropped",
             Outcome::Bad { .. } => "bad",
         };
         counter!("grouper_groups_total", "outcome" => label).increment(1);
         Finished { position, outcome, attempts }
     }
 
-    async fn attempts(&self, position: usize, plan: GroupPlan, attempts: &mut Vec<Attempt>) -> Result<Option<Group>> {
+    async fn attempts(
+        &self,
+        position: usize,
+        plan: GroupPlan,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<std::result::Result<Group, &'static str>> {
         let GroupPlan { id, prompt, facts } = plan;
         let prompt = Arc::new(self.before_deadline(self.generator.prepare(prompt)).await??);
         let prompt_len = prompt.input.token_ids.len();
         let sampling = self.settings.sampling.for_prompt(prompt_len, self.generator.engine().info().max_model_len);
-        for attempt in 0.. {
+        let mut attempt = 0;
+        loop {
             let (id, facts, sampling, prompt) = (id.clone(), facts.clone(), sampling.clone(), prompt.clone());
             let mut group = Group { id, position, attempt, sampling, prompt, facts, samples: Vec::new() };
             group.samples = self.samples(&group).await?;
             let figures = group.figures(&self.settings);
-            let policy = match &figures {
+            let (policy, rule) = match &figures {
                 figures if !figures.statuses.iter().all(|status| status.is_whole()) && self.settings.failed != Policy::Keep => {
-                    self.settings.failed
+                    (self.settings.failed, "failed")
                 }
-                figures if figures.zero_std => self.settings.zero_std,
-                _ => Policy::Keep,
+                figures if figures.zero_std => (self.settings.zero_std, "zero_std"),
+                _ => (Policy::Keep, ""),
             };
             attempts.push(figures);
             match policy {
-                Policy::Keep => return Ok(Some(group)),
+                Policy::Keep => return Ok(Ok(group)),
                 Policy::Refill if attempt < self.settings.max_refills && !self.is_late() => {
                     counter!("grouper_refills_total").increment(1);
                 }
-                Policy::Refill | Policy::Drop => break,
+                Policy::Refill | Policy::Drop => return Ok(Err(rule)),
             }
+            attempt += 1;
         }
-        Ok(None)
     }
 
     /// All samples of one attempt, each scored as it ends, in order.
@@ -230,6 +240,7 @@ impl Run {
             rollout_id: self.rollout_id.clone(),
             seed: self.seed,
             attempt,
+            delivery: None,
             sampling,
             advantage: self.settings.recipe.clone(),
             prompt_token_ids: input.token_ids,
@@ -241,6 +252,7 @@ impl Run {
             solution: facts.solution,
             fields: facts.fields,
             samples: samples.map(|(index, (sample, advantage))| sample.reply(index, *advantage, &self.settings)).collect(),
+            media: if self.settings.returns.pixel_values { input.media } else { Vec::new() },
         }))
     }
 

@@ -1,34 +1,26 @@
 //! Keyed requests: generated once, whoever asks and however often, and not cancelled when a caller leaves.
+//!
+//! The store remembers key, seed and finished reply; here are the requests that are being generated, which duplicates join.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use sha2::{Digest, Sha256};
 
-use super::limits::Limits;
 use super::reply::RolloutReply;
 use super::request::RolloutRequest;
+use super::service::Origin;
 use crate::error::{Error, Result};
+use crate::store::{BatchStore, Claim, NewKey};
 
 type Reply = Shared<BoxFuture<'static, Result<Arc<RolloutReply>>>>;
 
-/// Replies by key, in memory: they end with the process, after their time, or to make room for younger ones.
 pub(super) struct Replies {
-    entries: Mutex<HashMap<String, Entry>>,
-    max_keys: usize,
-    max_bytes: usize,
-    ttl: Duration,
-}
-
-struct Entry {
-    fingerprint: Fingerprint,
-    reply: Reply,
-    since: Instant,
-    /// Of the finished reply; `None` while it is generated.
-    bytes: Option<usize>,
+    store: Arc<dyn BatchStore>,
+    running: Mutex<HashMap<String, (Fingerprint, Reply)>>,
+    max_running: usize,
 }
 
 /// A digest of a request's body.
@@ -41,95 +33,110 @@ impl Fingerprint {
         let body = serde_json::to_vec(request).unwrap_or_default();
         Fingerprint(Sha256::digest(&body).into())
     }
+
+    pub fn key(&self, key: &str, origin: &Origin) -> NewKey {
+        let Origin { seed, rollout_id } = origin.clone();
+        NewKey { key: key.to_owned(), fingerprint: self.0.to_vec(), seed, rollout_id, reply: None }
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] when the key came before with another body.
+    pub fn check(&self, key: &str, known: &[u8]) -> Result<()> {
+        match self.0 == known {
+            true => Ok(()),
+            false => Err(Error::Conflict(format!("idempotency_key: {key:?} came before with another body"))),
+        }
+    }
 }
 
 impl Replies {
-    pub fn new(limits: &Limits) -> Self {
-        Replies {
-            entries: Mutex::default(),
-            max_keys: limits.max_idempotency_keys,
-            max_bytes: limits.max_idempotency_bytes,
-            ttl: Duration::from_secs(limits.idempotency_ttl_s),
-        }
+    pub fn new(store: Arc<dyn BatchStore>, max_running: usize) -> Self {
+        Replies { store, running: Mutex::default(), max_running }
     }
 
-    /// The reply of an earlier request with this key, or that of `work`, which starts now and ends whoever leaves.
+    /// The reply of an earlier request with this key, or that of `work`, which starts now and ends whoever leaves. A request that the
+    /// server did not live to finish is generated again as what it was.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when the key came with another body; what `work` ends with, which is then forgotten.
-    pub async fn join<W>(
-        self: &Arc<Self>,
-        key: String,
-        fingerprint: Fingerprint,
-        work: impl FnOnce() -> Result<W>,
-    ) -> Result<Arc<RolloutReply>>
+    /// [`Error::Conflict`] when the key came with another body; what `work` ends with, after which the key is free again.
+    pub async fn join<F, W>(self: &Arc<Self>, key: String, fingerprint: Fingerprint, origin: Origin, work: F) -> Result<Arc<RolloutReply>>
     where
+        F: FnOnce(Origin) -> W + Send + 'static,
         W: Future<Output = Result<RolloutReply>> + Send + 'static,
     {
-        let reply = self.enter(key, fingerprint, work)?;
+        let reply = self.enter(key, fingerprint, origin, work)?;
         reply.await
     }
 
-    fn enter<W>(self: &Arc<Self>, key: String, fingerprint: Fingerprint, work: impl FnOnce() -> Result<W>) -> Result<Reply>
+    fn enter<F, W>(self: &Arc<Self>, key: String, fingerprint: Fingerprint, origin: Origin, work: F) -> Result<Reply>
     where
+        F: FnOnce(Origin) -> W + Send + 'static,
         W: Future<Output = Result<RolloutReply>> + Send + 'static,
     {
-        let mut entries = self.lock();
-        entries.retain(|_, entry| entry.bytes.is_none() || entry.since.elapsed() < self.ttl);
-        if let Some(entry) = entries.get(&key) {
-            return match entry.fingerprint == fingerprint {
-                true => Ok(entry.reply.clone()),
-                false => Err(Error::Conflict(format!("idempotency_key: {key:?} came before with another body"))),
-            };
+        let mut running = self.lock();
+        if let Some((known, reply)) = running.get(&key) {
+            fingerprint.check(&key, &known.0)?;
+            return Ok(reply.clone());
         }
-        while entries.len() >= self.max_keys {
-            if !forget_oldest(&mut entries) {
-                let message = format!("{} keyed requests are being generated, which is the limit", entries.len());
-                return Err(Error::Overloaded { message, retry_after_ms: 1000 });
-            }
+        if running.len() >= self.max_running {
+            let message = format!("{} keyed requests are being generated, which is the limit", running.len());
+            return Err(Error::Overloaded { message, retry_after_ms: 1000 });
         }
-        let work = tokio::spawn(work()?);
         let (replies, name) = (self.clone(), key.clone());
         let task = tokio::spawn(async move {
-            let result = match work.await {
-                Ok(result) => result.map(Arc::new),
-                Err(panic) => Err(Error::Setup(format!("a keyed request failed: {panic}"))),
-            };
-            replies.finished(&name, &result);
+            // A panic must not leave the key behind.
+            let work = tokio::spawn(replies.clone().claim_and_run(name.clone(), fingerprint, origin, work));
+            let result = work.await.unwrap_or_else(|panic| Err(Error::Setup(format!("a keyed request failed: {panic}"))));
+            replies.lock().remove(&name);
             result
         });
         let reply = async move { task.await.unwrap_or_else(|error| Err(Error::NotReady(format!("the server is ending: {error}")))) };
         let reply = reply.boxed().shared();
-        entries.insert(key, Entry { fingerprint, reply: reply.clone(), since: Instant::now(), bytes: None });
+        running.insert(key, (fingerprint, reply.clone()));
         Ok(reply)
     }
 
-    /// Keeps what can be repeated; a failure is forgotten, so that the key can be tried again.
-    fn finished(&self, key: &str, result: &Result<Arc<RolloutReply>>) {
-        let mut entries = self.lock();
-        match result {
-            Ok(reply) => {
-                if let Some(entry) = entries.get_mut(key) {
-                    entry.bytes = Some(reply.size());
-                    entry.since = Instant::now();
+    async fn claim_and_run<F, W>(
+        self: Arc<Self>,
+        key: String,
+        fingerprint: Fingerprint,
+        origin: Origin,
+        work: F,
+    ) -> Result<Arc<RolloutReply>>
+    where
+        F: FnOnce(Origin) -> W + Send + 'static,
+        W: Future<Output = Result<RolloutReply>> + Send + 'static,
+    {
+        let origin = match self.store.claim_key(fingerprint.key(&key, &origin)).await? {
+            Claim::New => origin,
+            Claim::Known { fingerprint: known, seed, rollout_id, reply } => {
+                fingerprint.check(&key, &known)?;
+                if let Some(reply) = reply {
+                    let unreadable = |e| Error::Setup(format!("the stored reply of key {key:?} can't be read: {e}"));
+                    return serde_json::from_slice(&reply).map(Arc::new).map_err(unreadable);
                 }
+                Origin { seed, rollout_id }
             }
-            Err(_) => _ = entries.remove(key),
+        };
+        match work(origin).await {
+            Ok(reply) => {
+                let bytes = serde_json::to_vec(&reply).map_err(|e| Error::Setup(format!("a reply is not JSON: {e}")))?;
+                if let Err(error) = self.store.set_reply(&key, bytes).await {
+                    // The caller gets it all the same; a repetition generates it again, from the same seed.
+                    tracing::warn!("the reply of key {key:?} is not remembered: {error}");
+                }
+                Ok(Arc::new(reply))
+            }
+            Err(error) => {
+                self.store.free_key(&key).await?;
+                Err(error)
+            }
         }
-        while entries.values().filter_map(|entry| entry.bytes).sum::<usize>() > self.max_bytes && forget_oldest(&mut entries) {}
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether there was a finished reply to forget.
-fn forget_oldest(entries: &mut HashMap<String, Entry>) -> bool {
-    let finished = entries.iter().filter(|(_, entry)| entry.bytes.is_some());
-    match finished.min_by_key(|(_, entry)| entry.since).map(|(key, _)| key.clone()) {
-        Some(key) => entries.remove(&key).is_some(),
-        None => false,
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Fingerprint, Reply)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

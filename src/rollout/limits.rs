@@ -21,11 +21,10 @@ pub struct Limits {
     pub max_deadline_ms: u64,
     /// Samples of one call of the scoring route.
     pub max_score_samples: usize,
-    /// Keyed replies that are remembered.
+    /// Keyed requests that are being generated.
     pub max_idempotency_keys: usize,
-    /// Memory that those replies may take, about.
-    pub max_idempotency_bytes: usize,
-    pub idempotency_ttl_s: u64,
+    pub max_wait_ms: u64,
+    pub max_lease_ms: u64,
     pub max_body_bytes: usize,
 }
 
@@ -46,8 +45,8 @@ impl Default for Limits {
             max_deadline_ms: 24 * 60 * 60 * 1000,
             max_score_samples: 65_536,
             max_idempotency_keys: 1024,
-            max_idempotency_bytes: 512 << 20,
-            idempotency_ttl_s: 24 * 60 * 60,
+            max_wait_ms: 60 * 60 * 1000,
+            max_lease_ms: 7 * 24 * 60 * 60 * 1000,
             max_body_bytes: 64 << 20,
         }
     }

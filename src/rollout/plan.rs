@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -14,6 +14,11 @@ use super::rewarder::Rewarder;
 use crate::engine::request::SamplingParams;
 use crate::error::{Error, Result};
 use crate::processor::{PromptRequest, PromptSource};
+
+/// The queue of requests and leases that name none.
+pub const DEFAULT_QUEUE: &str = "default";
+/// Bytes of a queue's name, which is a label of the metrics.
+pub(super) const MAX_QUEUE_NAME: usize = 64;
 
 /// What requests are checked against besides the limits.
 #[derive(Clone, Debug)]
@@ -64,7 +69,7 @@ pub struct GroupFacts {
 }
 
 /// Resolved sampling, as replies state it.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sampling {
     pub temperature: f64,
     pub top_p: f64,
@@ -90,6 +95,7 @@ pub struct Returns {
     pub logps_sampled: bool,
     pub entropy: bool,
     pub timing: bool,
+    pub pixel_values: bool,
 }
 
 impl Plan {
@@ -148,11 +154,11 @@ impl Plan {
 }
 
 fn check_served(request: &RolloutRequest, served: &Served) -> Result<()> {
-    if request.mode == Some(Mode::Queue) {
-        return Err(unsupported("mode", "this version has no queue mode; use \"wait\" or \"stream\""));
-    }
-    if let Some(queue) = request.queue.as_deref().filter(|queue| *queue != "default") {
-        return Err(unsupported("queue", format!("{queue:?}: this version has no queues")));
+    if let Some(queue) = request.queue.as_deref() {
+        check_label("queue", queue, MAX_QUEUE_NAME)?;
+        if request.mode != Some(Mode::Queue) && queue != DEFAULT_QUEUE {
+            return Err(Error::invalid("queue", "groups go to a queue with mode \"queue\" only"));
+        }
     }
     match &request.model {
         Some(model) if *model != served.model => {
@@ -300,12 +306,7 @@ impl Returns {
                 Return::Entropy => returns.entropy = true,
                 Return::Timing => returns.timing = true,
                 Return::RefLogps => return Err(unsupported(format!("return[{i}]"), "this version has no reference weights for ref_logps")),
-                Return::PixelValues => {
-                    return Err(unsupported(
-                        format!("return[{i}]"),
-                        "pixel_values travel in safetensors only, which this version does not write",
-                    ));
-                }
+                Return::PixelValues => returns.pixel_values = true,
             }
         }
         Ok(returns)

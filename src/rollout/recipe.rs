@@ -147,6 +147,12 @@ pub const PRESETS: &[Recipe] = &[
     Recipe { preset: Some("pipeline-rl"), baseline: Baseline::LeaveOneOut, ..TRL },
 ];
 
+impl<'de> Deserialize<'de> for Recipe {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Recipe::from_json(&Value::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
 impl Default for Recipe {
     fn default() -> Self {
         TRL

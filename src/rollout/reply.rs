@@ -1,9 +1,10 @@
 //! What `POST /v1/rollouts` answers. Numbers that are not finite are written as `null` (serde_json does so) and counted.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rewards::{Reason, Verdict};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -12,9 +13,10 @@ use super::recipe::Recipe;
 use super::request::Scalar;
 use crate::engine::request::{PolicyVersion, VersionSpan};
 use crate::error::Error;
+use crate::model::input::MediaInput;
 use crate::processor::MediaInfo;
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RolloutReply {
     pub rollout_id: String,
     #[schema(value_type = u64)]
@@ -64,14 +66,14 @@ pub enum StreamItem {
 }
 
 /// A group, or what was wrong with it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum GroupReply {
     Scored(Box<ScoredGroup>),
     Bad(BadGroup),
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ScoredGroup {
     pub id: String,
     /// Unique on the server.
@@ -79,6 +81,9 @@ pub struct ScoredGroup {
     pub rollout_id: String,
     pub seed: u64,
     pub attempt: u32,
+    /// In a lease: how often the group was delivered, this time included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<u32>,
     pub sampling: Sampling,
     pub advantage: Recipe,
     pub prompt_token_ids: Vec<u32>,
@@ -96,10 +101,14 @@ pub struct ScoredGroup {
     #[schema(value_type = Option<Object>)]
     pub fields: Option<Map<String, Value>>,
     pub samples: Vec<SampleReply>,
+    /// Pixels as the model saw them, as long as they are in memory: JSON never carries them.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub media: Vec<Arc<MediaInput>>,
 }
 
 /// A group that could not be generated, such as one whose image does not decode.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BadGroup {
     pub id: String,
     pub uid: String,
@@ -108,16 +117,16 @@ pub struct BadGroup {
 }
 
 /// An error in OpenAI's form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GroupError {
-    pub r#type: &'static str,
-    pub code: &'static str,
+    pub r#type: Cow<'static, str>,
+    pub code: Cow<'static, str>,
     /// JSON path of the value at fault, where there is one.
     pub param: Option<String>,
     pub message: String,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SampleReply {
     pub index: usize,
     pub status: Status,
@@ -128,15 +137,15 @@ pub struct SampleReply {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Log-probabilities over the full vocabulary at the sampling temperature (1 when greedy).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "with_nulls")]
     pub logps: Option<Vec<f32>>,
     /// At temperature 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "with_nulls")]
     pub logps_raw: Option<Vec<f32>>,
     /// Renormalised over what top-k, top-p, min-p and penalties left.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "with_nulls")]
     pub logps_sampled: Option<Vec<f32>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "with_nulls")]
     pub entropy: Option<Vec<f32>>,
     /// 0 where the learner must not learn from the sample: it failed, was aborted, or was cut and `mask_truncated` is set.
     pub completion_mask: u8,
@@ -153,7 +162,7 @@ pub struct SampleReply {
     pub timing_ms: Option<TimingReply>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Completed,
@@ -180,7 +189,7 @@ impl Status {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
     Stop,
@@ -189,7 +198,7 @@ pub enum Finish {
     Error,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TimingReply {
     pub queue: f64,
     pub prefill: f64,
@@ -198,7 +207,7 @@ pub struct TimingReply {
 }
 
 /// What a reward looked at and why it said what it said.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Detail {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extracted: Option<String>,
@@ -232,6 +241,34 @@ impl<T: Serialize> Serialize for Named<T> {
     }
 }
 
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Entries<T> {
+            type Value = Named<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
+                let mut named = Vec::new();
+                while let Some((key, value)) = map.next_entry::<String, T>()? {
+                    named.push((key.into(), value));
+                }
+                Ok(Named(named))
+            }
+        }
+        deserializer.deserialize_map(Entries(std::marker::PhantomData))
+    }
+}
+
+/// What was not finite was written as null.
+fn with_nulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<f32>>, D::Error> {
+    let numbers: Option<Vec<Option<f32>>> = Option::deserialize(deserializer)?;
+    Ok(numbers.map(|numbers| numbers.into_iter().map(|number| number.unwrap_or(f32::NAN)).collect()))
+}
+
 impl From<&Error> for GroupError {
     fn from(error: &Error) -> Self {
         let (r#type, code) = match error {
@@ -241,36 +278,18 @@ impl From<&Error> for GroupError {
             Error::Conflict(_) => ("invalid_request_error", "conflict"),
             Error::Overloaded { .. } => ("rate_limit_error", "overloaded"),
             Error::NotReady(_) => ("server_error", "not_ready"),
+            Error::Gone { code, .. } => ("invalid_request_error", *code),
+            Error::Storage { .. } => ("server_error", "storage_failed"),
             Error::Model(_) | Error::Setup(_) | Error::File { .. } => {
                 // Paths and library texts are for the log.
                 let message = "the server failed while answering; its log says why".to_owned();
-                return GroupError { r#type: "server_error", code: "internal_error", param: None, message };
+                return GroupError { r#type: "server_error".into(), code: "internal_error".into(), param: None, message };
             }
         };
         let param = match error {
             Error::Invalid { param, .. } | Error::TooLarge { param, .. } => Some(param.clone()),
             _ => None,
         };
-        GroupError { r#type, code, param, message: error.to_string() }
-    }
-}
-
-impl RolloutReply {
-    /// About the memory it takes: what bounds how many are remembered.
-    pub fn size(&self) -> usize {
-        let of_sample = |sample: &SampleReply| {
-            let arrays = [&sample.logps, &sample.logps_raw, &sample.logps_sampled, &sample.entropy];
-            let floats: usize = arrays.iter().filter_map(|array| array.as_ref()).map(Vec::len).sum();
-            512 + 4 * (sample.token_ids.len() + floats) + sample.text.as_ref().map_or(0, String::len)
-        };
-        let of_group = |group: &GroupReply| match group {
-            GroupReply::Scored(group) => {
-                let fields = group.fields.as_ref().map_or(0, |fields| 2 * Value::from(fields.clone()).to_string().len());
-                let prompt = 4 * group.prompt_token_ids.len() + group.prompt_text.len();
-                1024 + fields + prompt + group.samples.iter().map(of_sample).sum::<usize>()
-            }
-            GroupReply::Bad(_) => 1024,
-        };
-        1024 + self.groups.iter().map(of_group).sum::<usize>()
+        GroupError { r#type: r#type.into(), code: code.into(), param, message: error.to_string() }
     }
 }

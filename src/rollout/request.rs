@@ -40,7 +40,7 @@ pub struct RolloutRequest {
     pub r#return: Option<Vec<Return>>,
     /// The served model's name, checked when given.
     pub model: Option<String>,
-    /// Only `default` without the queue mode.
+    /// With `mode: "queue"`: where the groups go; `default` unless given.
     pub queue: Option<String>,
     /// `wait` unless given.
     pub mode: Option<Mode>,
@@ -167,7 +167,7 @@ pub enum Mode {
     Wait,
     /// Server-sent events, one `group` each.
     Stream,
-    /// Not in this version.
+    /// A reply at once; learners lease the groups as they are done.
     Queue,
 }
 
@@ -183,6 +183,6 @@ pub enum Return {
     Timing,
     /// Not in this version.
     RefLogps,
-    /// Not in this version.
+    /// In safetensors only.
     PixelValues,
 }

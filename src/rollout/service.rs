@@ -1,16 +1,20 @@
 //! Rollouts: requests in, scored groups out.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures::future::Either;
 use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
 use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::advantage::advantages;
+use super::batch::{Layout, check_media};
+use super::delivery::on_a_thread;
 use super::figures::Tally;
 use super::generator::{Generator, Permit};
 use super::group::{Finished, Outcome, Run};
@@ -21,12 +25,33 @@ use super::request::RolloutRequest;
 use super::rewarder::ScorePool;
 use super::scoring::{self, ScoreReply, ScoreRequest};
 use crate::error::{Error, Result};
+use crate::processor::PromptRequest;
+use crate::store::{BatchStore, StoreOptions};
 
 pub struct RolloutService {
-    generator: Arc<Generator>,
-    served: Served,
-    pool: Arc<ScorePool>,
+    pub(super) generator: Arc<Generator>,
+    pub(super) served: Served,
+    pub(super) pool: Arc<ScorePool>,
     replies: Arc<Replies>,
+    pub(super) store: Arc<dyn BatchStore>,
+    pub(super) options: QueueOptions,
+    /// Groups of the store that are being generated, by uid.
+    pub(super) under_way: Mutex<HashMap<String, AbortHandle>>,
+}
+
+/// What an operator decides about queues.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueOptions {
+    pub store: StoreOptions,
+    /// Ready groups that are older are dropped when a learner asks for groups.
+    pub max_staleness: Option<u64>,
+}
+
+/// What a running request is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub seed: u64,
+    pub rollout_id: String,
 }
 
 /// An admitted request: its groups, what they share, and the room they take.
@@ -38,11 +63,11 @@ struct Started {
 }
 
 impl RolloutService {
-    pub fn new(generator: Arc<Generator>, model: impl Into<String>) -> Self {
+    pub fn new(generator: Arc<Generator>, model: impl Into<String>, store: Arc<dyn BatchStore>, options: QueueOptions) -> Self {
         let info = generator.engine().info();
         let served = Served { model: model.into(), vocab_size: info.vocab_size, max_model_len: info.max_model_len };
-        let replies = Arc::new(Replies::new(generator.limits()));
-        RolloutService { generator, served, pool: Arc::default(), replies }
+        let replies = Arc::new(Replies::new(store.clone(), generator.limits().max_idempotency_keys));
+        RolloutService { generator, served, pool: Arc::default(), replies, store, options, under_way: Mutex::default() }
     }
 
     /// Generates, scores and normalises all groups. Dropping the future cancels everything, unless the request has a key.
@@ -61,13 +86,43 @@ impl RolloutService {
     async fn run_or_join(&self, request: RolloutRequest) -> Result<RolloutReply> {
         let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
         let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        let origin = Origin::drawn(&plan);
         match plan.idempotency_key.take().zip(fingerprint) {
-            None => self.start(plan)?.finish().await,
+            None => self.starter().start(plan, origin)?.finish().await,
             Some((key, fingerprint)) => {
-                let reply = self.replies.join(key, fingerprint, || Ok(self.start(plan)?.finish())).await?;
-                Ok(RolloutReply::clone(&reply))
+                let wanted = plan.settings.returns.pixel_values;
+                let prompts: HashMap<_, _> = plan.groups.iter().filter(|_| wanted).map(|g| (g.id.clone(), g.prompt.clone())).collect();
+                let mut reply = RolloutReply::clone(&*self.keyed(key, fingerprint, plan, origin).await?);
+                self.restore_media(&mut reply, prompts).await?;
+                Ok(reply)
             }
         }
+    }
+
+    /// A remembered reply has lost its pixels.
+    async fn restore_media(&self, reply: &mut RolloutReply, mut prompts: HashMap<String, PromptRequest>) -> Result<()> {
+        for group in &mut reply.groups {
+            let GroupReply::Scored(group) = group else { continue };
+            let lost = !group.images.is_empty() && group.media.is_empty();
+            if let Some(prompt) = prompts.remove(&group.id).filter(|_| lost) {
+                let media = self.generator.prepare(prompt).await?.input.media;
+                check_media(group, &media)?;
+                group.media = media;
+            }
+        }
+        Ok(())
+    }
+
+    /// A reply as a safetensors file.
+    pub async fn rollout_file(&self, reply: RolloutReply, expand_images: bool) -> Result<Vec<u8>> {
+        let layout = Layout::new(&self.generator, expand_images);
+        on_a_thread(move || layout.rollout(&reply)).await
+    }
+
+    /// The reply of a keyed request, generated once.
+    async fn keyed(&self, key: String, fingerprint: Fingerprint, plan: Plan, origin: Origin) -> Result<Arc<RolloutReply>> {
+        let starter = self.starter();
+        self.replies.join(key, fingerprint, origin, move |origin| async move { starter.start(plan, origin)?.finish().await }).await
     }
 
     /// The groups one by one, each as it ends, then the summary; those of a keyed request when all have ended. Bad groups are
@@ -83,12 +138,12 @@ impl RolloutService {
             return Err(Error::invalid("advantage", "this recipe reckons over all groups of a request, which a stream does not wait for"));
         }
         counter!("grouper_rollouts_total", "outcome" => "stream").increment(1);
+        let origin = Origin::drawn(&plan);
         match plan.idempotency_key.take().zip(fingerprint) {
-            None => Ok(Either::Left(self.start(plan)?.stream())),
+            None => Ok(Either::Left(self.starter().start(plan, origin)?.stream())),
             Some((key, fingerprint)) => {
                 let all = async move {
-                    let joined = self.replies.join(key, fingerprint, || Ok(self.start(plan)?.finish())).await;
-                    stream::iter(match joined {
+                    stream::iter(match self.keyed(key, fingerprint, plan, origin).await {
                         Ok(reply) => {
                             let done = StreamItem::Done(Box::new(RolloutSummary::from(&*reply)));
                             reply.groups.iter().cloned().map(StreamItem::Group).chain([done]).map(Ok).collect()
@@ -110,17 +165,46 @@ impl RolloutService {
         &self.generator
     }
 
-    /// Makes room and draws what is random.
-    fn start(&self, plan: Plan) -> Result<Started> {
+    pub fn store(&self) -> &Arc<dyn BatchStore> {
+        &self.store
+    }
+
+    pub(super) fn starter(&self) -> Starter {
+        Starter { generator: self.generator.clone(), pool: self.pool.clone(), model: self.served.model.clone() }
+    }
+}
+
+/// What a request needs of the service to run, and can take along.
+pub(super) struct Starter {
+    generator: Arc<Generator>,
+    pool: Arc<ScorePool>,
+    model: String,
+}
+
+impl Starter {
+    /// Makes room.
+    fn start(self, plan: Plan, origin: Origin) -> Result<Started> {
+        let permit = self.generator.admit(plan.groups.len() * plan.settings.num_generations, plan.settings.sampling.max_tokens)?;
+        let model = self.model.clone();
+        let (run, groups) = self.run(plan, origin);
+        Ok(Started { run, groups, permit, model })
+    }
+
+    /// The request, its time running from now.
+    pub fn run(self, plan: Plan, origin: Origin) -> (Arc<Run>, Vec<GroupPlan>) {
         let Plan { groups, settings, deadline, .. } = plan;
-        let permit = self.generator.admit(groups.len() * settings.num_generations, settings.sampling.max_tokens)?;
-        // Readers of JSON with 53 bits of precision get a drawn seed unharmed.
-        let seed = settings.seed.unwrap_or_else(|| u64::from_le_bytes(fresh()) >> 11);
-        let rollout_id = format!("rollout-{}", fresh::<12>().iter().map(|byte| format!("{byte:02x}")).collect::<String>());
         let deadline = deadline.map(|deadline| Instant::now() + deadline);
-        let (generator, pool) = (self.generator.clone(), self.pool.clone());
-        let run = Arc::new(Run { generator, pool, settings, seed, rollout_id, deadline });
-        Ok(Started { run, groups, permit, model: self.served.model.clone() })
+        let Origin { seed, rollout_id } = origin;
+        (Arc::new(Run { generator: self.generator, pool: self.pool, settings, seed, rollout_id, deadline }), groups)
+    }
+}
+
+impl Origin {
+    /// A fresh id, and a fresh seed unless the plan has one.
+    pub fn drawn(plan: &Plan) -> Origin {
+        // Readers of JSON with 53 bits of precision get a drawn seed unharmed.
+        let seed = plan.settings.seed.unwrap_or_else(|| u64::from_le_bytes(fresh()) >> 11);
+        Origin { seed, rollout_id: format!("rollout-{}", fresh::<12>().iter().map(|byte| format!("{byte:02x}")).collect::<String>()) }
     }
 }
 
@@ -191,7 +275,7 @@ fn replies(run: &Run, finished: Vec<Finished>) -> Vec<GroupReply> {
         .filter_map(|group| match group.outcome {
             Outcome::Kept(kept) => advantages.next().map(|advantages| run.scored(*kept, advantages)),
             Outcome::Bad { id, error } => Some(run.bad(group.position, id, &error)),
-            Outcome::Dropped => None,
+            Outcome::Dropped(_) => None,
         })
         .collect()
 }

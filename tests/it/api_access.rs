@@ -7,7 +7,8 @@ use crate::common::{MODEL, Reply, Server};
 
 /// A path of the table with its wildcards filled in.
 fn concrete(path: &str) -> String {
-    path.replace("{*model}", MODEL).replace("{*file}", "index.html")
+    let filled = path.replace("{*model}", MODEL).replace("{*file}", "index.html");
+    filled.replace("{rollout_id}", "rollout-1").replace("{lease_id}", "lease-1").replace("{uid}", "rollout-1-0")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -16,7 +17,7 @@ async fn unknown_routes_and_methods_have_the_envelope() {
     for path in ["/nope", "/v1", "/v1/nope", "//v1/models", "/v1/models/other", "/docs/nope.html", "/%2e%2e/x"] {
         assert_eq!(server.get(path).await.error(404)["type"], "invalid_request_error", "{path}");
     }
-    for (method, path) in [("DELETE", "/health"), ("GET", "/v1/rollouts"), ("PUT", "/v1/models"), ("OPTIONS", "/v1/rollouts")] {
+    for (method, path) in [("DELETE", "/health"), ("GET", "/v1/batches/lease"), ("PUT", "/v1/models"), ("OPTIONS", "/v1/rollouts")] {
         let error = Reply::of(server.request(method, path)).await.error(405);
         assert_eq!(error["code"], "method_not_allowed", "{method} {path}");
     }

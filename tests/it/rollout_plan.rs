@@ -92,12 +92,12 @@ fn everything_else_is_checked_too() {
     refused(json!({"num_generations": u64::MAX}), "num_generations: ");
     refused(json!({"max_refills": 101}), "max_refills: ");
     refused(json!({"deadline_ms": 0}), "deadline_ms: ");
-    refused(json!({"mode": "queue"}), "mode: this version has no queue mode");
     refused(json!({"queue": "other"}), "queue: ");
     accepted(json!({"queue": "default", "model": "tiny"}));
+    accepted(json!({"mode": "queue", "queue": "other"}));
+    refused(json!({"mode": "queue", "queue": ""}), "queue: ");
     assert!(matches!(plan(json!({"model": "gpt-4"})), Err(Error::NotFound(_))));
     refused(json!({"return": ["text", "ref_logps"]}), "return[1]: ");
-    refused(json!({"return": ["pixel_values"]}), "return[0]: ");
     refused(json!({"idempotency_key": ""}), "idempotency_key: ");
     refused(json!({"advantage": {"ddof": 3}}), "advantage.ddof: 3 is neither 0 nor 1");
     refused(json!({"advantage": "grpo"}), "advantage: there is no preset \"grpo\"");

@@ -13,7 +13,8 @@ use grouper::rollout::generator::Generator;
 use grouper::rollout::limits::Limits;
 use grouper::rollout::reply::{Finish, GroupReply, RolloutReply, RolloutSummary, ScoredGroup, Status, StreamItem};
 use grouper::rollout::request::RolloutRequest;
-use grouper::rollout::service::RolloutService;
+use grouper::rollout::service::{QueueOptions, RolloutService};
+use grouper::store::{Clock, SqliteStore, StoreOptions};
 use serde_json::{Value, json};
 
 fn service(limits: Limits) -> Arc<RolloutService> {
@@ -24,7 +25,8 @@ fn service(limits: Limits) -> Arc<RolloutService> {
     let config = EngineConfig { kv_cache: KvBudget::Bytes(64 << 20), ..EngineConfig::default() };
     let (engine, _thread) = grouper::engine::start_cpu(&folder, &config).unwrap();
     let generator = Generator::new(Arc::new(processor), engine, &model, limits);
-    Arc::new(RolloutService::new(Arc::new(generator), "tiny-vl"))
+    let store = SqliteStore::in_memory(StoreOptions::default(), Clock::system()).unwrap();
+    Arc::new(RolloutService::new(Arc::new(generator), "tiny-vl", Arc::new(store), QueueOptions::default()))
 }
 
 /// A request of two groups, with the given fields over it.

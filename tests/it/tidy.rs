@@ -29,6 +29,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("engine/", &["crate::processor", "crate::rollout", "crate::api", "crate::config", "serde_json", "tokenizers", "axum"]),
     ("engine/mod.rs", &["async fn", ".await"]),
     ("engine/scheduler.rs", &["async fn", ".await", "crate::backends::cpu"]),
+    ("store/", &["crate::engine", "crate::model", "crate::processor", "crate::rollout", "crate::api", "crate::config", "axum"]),
     ("rollout/", &["crate::api", "crate::config", "crate::backends", "axum"]),
     ("config.rs", &["crate::api", "axum"]),
     // Nobody opens sockets but the server and the two that fetch.
@@ -42,6 +43,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("axum::", &["api/"]),
     ("cudarc", &["backends/cuda/"]),
     ("allow(unsafe_code)", &["backends/cuda/", "backends/cpu/simd.rs", "model/weights.rs"]),
+    ("rusqlite", &["store/"]),
     ("reqwest::", &["processor/remote.rs", "hub/", "hub.rs", "demo.rs", "main.rs", "serve.rs"]),
 ];
 
@@ -130,7 +132,7 @@ fn every_module_says_what_it_is() {
 #[test]
 fn the_code_map_is_true() {
     let map = std::fs::read_to_string(root().join("src/ARCHITECTURE.md")).unwrap();
-    for module in ["api", "backends", "engine", "model", "processor", "rollout"] {
+    for module in ["api", "backends", "engine", "model", "processor", "rollout", "store"] {
         assert!(map.contains(&format!("`{module}/`")), "ARCHITECTURE.md does not map {module}/");
     }
     let named = map.split('`').skip(1).step_by(2).filter(|w| w.ends_with(".rs") && !w.contains(' '));
