@@ -8,12 +8,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, QueueArgs, SelftestArgs, ServeArgs};
+pub use args::{
+    BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, QueueArgs, SelftestArgs, ServeArgs,
+};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
+use crate::policy::PolicyConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
 use crate::rollout::limits::Limits;
@@ -34,6 +37,7 @@ pub struct Config {
     pub queue: QueueOptions,
     /// Where the store is; in memory when `None`.
     pub data_dir: Option<PathBuf>,
+    pub policy: PolicyConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +86,13 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
+        let policy = PolicyConfig {
+            root: args.policy_root.clone(),
+            data_dir: args.data_dir.clone(),
+            serve_held: args.on_restart == OnRestart::ServeHeld,
+        };
         Ok(Config {
+            policy,
             model,
             http: http(args)?,
             engine: engine(&args.engine)?,
@@ -90,7 +100,7 @@ impl Config {
             processor,
             limits,
             queue: queue(&args.queue)?,
-            data_dir: args.queue.data_dir.clone(),
+            data_dir: args.data_dir.clone(),
         })
     }
 }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod hub;
 pub mod load;
 pub mod model;
+pub mod policy;
 pub mod processor;
 pub mod rng;
 pub mod rollout;

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::engine::handle::EngineHandle;
 use crate::error::Result;
 use crate::model::config::ModelConfig;
+use crate::policy::Policy;
 use crate::processor::Processor;
 use crate::rollout::generator::Generator;
 
@@ -17,9 +18,10 @@ pub struct Loaded {
     /// Ends after [`EngineHandle::shutdown`].
     pub thread: JoinHandle<()>,
     pub generator: Arc<Generator>,
+    pub policy: Arc<Policy>,
 }
 
-/// Loads a folder; `progress` is told what begins.
+/// Loads a folder; `progress` is told what begins. Call it within a tokio runtime.
 ///
 /// # Errors
 ///
@@ -31,5 +33,7 @@ pub fn start(config: &Config, folder: &Path, progress: &dyn Fn(&str)) -> Result<
     progress("loading the weights");
     let (engine, thread) = crate::engine::start_on_device(folder, &config.engine)?;
     let generator = Generator::new(Arc::new(processor), engine.clone(), &model, config.limits.clone());
-    Ok(Loaded { engine, thread, generator: Arc::new(generator) })
+    let policy = Policy::new(engine.clone(), &config.model.served_names[0], config.policy.clone())?;
+    policy.restore()?;
+    Ok(Loaded { engine, thread, generator: Arc::new(generator), policy })
 }

@@ -63,7 +63,7 @@ impl Running {
         let store = open_store(config, bars)?;
         let name = config.model.served_names[0].clone();
         let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
-        let server = Server::start(listener, AppState::new(config, service.clone()))?;
+        let server = Server::start(listener, AppState::new(config, service.clone(), loaded.policy.clone()))?;
         Ok(Running { server, loaded, feeder: Feeder::start(service) })
     }
 

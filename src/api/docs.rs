@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::error::{ApiError, ErrorBody};
-use super::{batches, health, metrics, openai, rewards, rollouts};
+use super::{batches, health, metrics, openai, policy, rewards, rollouts};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,13 +23,15 @@ use super::{batches, health, metrics, openai, rewards, rollouts};
         (name = "rollouts", description = "Groups of scored completions"),
         (name = "batches", description = "Queued groups for learners: leases, acks, dead letters"),
         (name = "rewards", description = "Rewards by themselves"),
+        (name = "policy", description = "The weights that are served, and the engine's rest"),
         (name = "openai", description = "Plain inference for OpenAI clients"),
         (name = "operation", description = "Health and figures")
     ),
     paths(
         rollouts::create, rollouts::progress, rollouts::cancel, batches::lease, batches::ack, batches::nack, batches::extend,
         batches::counts, batches::leases, batches::dead, batches::requeue, rewards::list, rewards::score, openai::chat::create, openai::completions::create, openai::models::list,
-        openai::models::get, health::health, health::ready, metrics::metrics
+        openai::models::get, policy::show, policy::update, policy::put, policy::pause, policy::resume, policy::sleep, policy::wake,
+        health::health, health::ready, metrics::metrics
     ),
     components(schemas(ErrorBody)),
     security(("bearer" = [])),

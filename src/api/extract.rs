@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::BodyDataStream;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -22,7 +22,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
-        let bytes = read_body(request.into_body(), state.generator.limits().max_body_bytes).await?;
+        let bytes = read_body(request, state.generator.limits().max_body_bytes, "--max-body-mb allows").await?;
         Ok(JsonBody(read_json(&bytes)?))
     }
 }
@@ -68,15 +68,17 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
-    let mut stream = body.into_data_stream();
-    let mut bytes = Vec::new();
+/// A body of at most `limit` bytes; `why` says what sets the limit.
+pub async fn read_body(request: Request, limit: usize, why: &str) -> Result<Vec<u8>, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
+    let mut stream = request.into_body().into_data_stream();
+    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(limit));
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|_| Error::invalid_code("body", "invalid_body", "the body ended before it was whole"))?;
         if bytes.len() + chunk.len() > limit {
             drop(bytes);
             discard(stream, 4 * limit).await;
-            return Err(Error::too_large("body", format!("larger than {} MiB (--max-body-mb)", limit >> 20)).into());
+            return Err(Error::too_large("body", format!("larger than the {} MiB that {why}", limit >> 20)).into());
         }
         bytes.extend_from_slice(&chunk);
     }

@@ -69,6 +69,10 @@ pub async fn ready(State(state): State<AppState>) -> (StatusCode, Json<ReadyRepl
     if state.generator.is_draining() {
         reasons.push("draining: no new work is accepted".to_owned());
     }
+    reasons.extend(engine.unfit());
+    if stats.halted.load(Ordering::Relaxed) {
+        reasons.push("the engine is paused or asleep".to_owned());
+    }
     // Asking fails at once when the engine's thread has ended; its answer is not waited for, a step can take long.
     if let Some(Err(error)) = engine.audit().now_or_never() {
         reasons.push(error.to_string());
@@ -76,7 +80,8 @@ pub async fn ready(State(state): State<AppState>) -> (StatusCode, Json<ReadyRepl
     if let Some(failure) = state.service.store().failure() {
         reasons.push(format!("the store: {failure}"));
     }
-    let has_work = stats.running.load(Ordering::Relaxed) + stats.waiting.load(Ordering::Relaxed) > 0;
+    let has_work =
+        !stats.halted.load(Ordering::Relaxed) && stats.running.load(Ordering::Relaxed) + stats.waiting.load(Ordering::Relaxed) > 0;
     if state.health.is_stalled(stats.steps.load(Ordering::Relaxed), has_work) {
         reasons.push(format!("the engine has work and took no step for {} s", STALLED.as_secs()));
     }

@@ -181,6 +181,7 @@ fn write_engine(text: &mut String, info: &EngineInfo, stats: &EngineStats, model
         ("grouper_engine_vision_encoded_total", "counter", "Images and videos encoded", &stats.vision_encoded),
         ("grouper_engine_vision_hits_total", "counter", "Images and videos whose features were cached", &stats.vision_hits),
         ("grouper_engine_corrupt_samples_total", "counter", "Samples with logits that were not finite", &stats.corrupt_samples),
+        ("grouper_policy_swap_nanoseconds_total", "counter", "Time without a step for new weights", &stats.swap_ns),
         ("grouper_policy_version", "gauge", "Version of the weights", &stats.policy_version),
     ];
     for (name, kind, help, figure) in own {

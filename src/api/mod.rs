@@ -10,6 +10,7 @@ mod json;
 mod metrics;
 mod openai;
 mod page;
+mod policy;
 mod rewards;
 mod rollouts;
 mod routes;
@@ -28,6 +29,7 @@ use axum::middleware;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::Config;
+use crate::policy::Policy;
 use crate::rollout::generator::Generator;
 use crate::rollout::service::RolloutService;
 
@@ -36,6 +38,7 @@ use crate::rollout::service::RolloutService;
 pub struct AppState {
     service: Arc<RolloutService>,
     generator: Arc<Generator>,
+    policy: Arc<Policy>,
     http: Arc<Http>,
     health: Arc<health::Health>,
 }
@@ -52,7 +55,7 @@ struct Http {
 }
 
 impl AppState {
-    pub fn new(config: &Config, service: Arc<RolloutService>) -> Self {
+    pub fn new(config: &Config, service: Arc<RolloutService>, policy: Arc<Policy>) -> Self {
         let names = &config.model.served_names;
         let http = Http {
             keys: Keys { api: config.http.api_key.as_deref().map(Key::new), control: config.http.control_key.as_deref().map(Key::new) },
@@ -62,7 +65,7 @@ impl AppState {
             created: unix_seconds(),
         };
         let generator = service.generator().clone();
-        AppState { service, generator, http: Arc::new(http), health: Arc::default() }
+        AppState { service, generator, policy, http: Arc::new(http), health: Arc::default() }
     }
 
     /// The name that replies carry, or 404 when a request asks for another model.

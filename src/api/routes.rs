@@ -1,9 +1,9 @@
 //! The table of routes. A route can't be written without a role, so none is open by oversight.
 
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::AppState;
-use super::{batches, docs, health, metrics, openai, page, rewards, rollouts};
+use super::{batches, docs, health, metrics, openai, page, policy, rewards, rollouts};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,13 @@ pub static ROUTES: &[Route] = &[
     route("POST", "/v1/batches/dead/{uid}/requeue", Role::Learn, || post(batches::requeue)),
     route("GET", "/v1/rewards", Role::Infer, || get(rewards::list)),
     route("POST", "/v1/rewards/score", Role::Infer, || post(rewards::score)),
+    route("GET", "/v1/policy", Role::Admin, || get(policy::show)),
+    route("POST", "/v1/policy", Role::Admin, || post(policy::update)),
+    route("PUT", "/v1/policy", Role::Admin, || put(policy::put)),
+    route("POST", "/v1/engine/pause", Role::Admin, || post(policy::pause)),
+    route("POST", "/v1/engine/resume", Role::Admin, || post(policy::resume)),
+    route("POST", "/v1/engine/sleep", Role::Admin, || post(policy::sleep)),
+    route("POST", "/v1/engine/wake", Role::Admin, || post(policy::wake)),
     route("POST", "/v1/chat/completions", Role::Infer, || post(openai::chat::create)),
     route("POST", "/v1/completions", Role::Infer, || post(openai::completions::create)),
     route("GET", "/v1/models", Role::Infer, || get(openai::models::list)),

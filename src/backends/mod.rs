@@ -266,6 +266,13 @@ pub trait Backend: Sized + Send + 'static {
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// The parts stacked along their rows (fused projections), as one GEMM operand.
     fn weight(&self, parts: &[Matrix<'_>]) -> Result<Self::Weight>;
+    /// Writes rows `first_row..` of a weight anew where they are: its address stays, nothing is allocated on a device. The source
+    /// may change when this returns.
+    fn rewrite_weight(&self, weight: &mut Self::Weight, first_row: usize, rows: Matrix<'_>);
+    /// Returns once the device has done all that it was asked for.
+    fn synchronize(&self) {}
+    /// Forgets captured steps: a buffer that they name is about to go.
+    fn forget_graphs(&self) {}
     /// Values from one row to the next where [`Backend::silu_mul`] writes rows of `width`; what lies between stays zero.
     fn row_stride(&self, width: usize) -> usize {
         width

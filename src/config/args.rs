@@ -102,6 +102,17 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "GROUPER_LOG_FORMAT", help_heading = "Server")]
     pub log_format: LogFormat,
 
+    /// Folder for queued groups, leases, idempotency keys and the expected policy version [default: none, they end with the process]
+    #[arg(long, value_name = "FOLDER", env = "GROUPER_DATA_DIR", help_heading = "Server")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Folder from which POST /v1/policy may name weights
+    #[arg(long, value_name = "FOLDER", env = "GROUPER_POLICY_ROOT", help_heading = "Policy")]
+    pub policy_root: Option<PathBuf>,
+    /// After a restart without the expected weights: wait for a push, or serve those that are there
+    #[arg(long, value_enum, default_value_t = OnRestart::Wait, env = "GROUPER_ON_RESTART", help_heading = "Policy")]
+    pub on_restart: OnRestart,
+
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Seed of requests that bring none [default: drawn for each]
@@ -131,9 +142,6 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Queue")]
 pub struct QueueArgs {
-    /// Folder for queued groups, leases and idempotency keys [default: none, they end with the process]
-    #[arg(long, env = "GROUPER_DATA_DIR")]
-    pub data_dir: Option<PathBuf>,
     /// Groups that may be pending, ready or leased
     #[arg(long, default_value_t = 4096, env = "GROUPER_MAX_QUEUED_GROUPS")]
     pub max_queued_groups: usize,
@@ -234,6 +242,12 @@ pub enum DtypeArg {
     Auto,
     Float32,
     Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnRestart {
+    Wait,
+    ServeHeld,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,15 +1,18 @@
 //! The engine from outside: a cloneable handle that knows no backend, and one stream of events per group.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::policy::{Order, PauseMode, Swap, Swapped};
 use super::request::{GroupRequest, PolicyVersion, SampleEvent, SamplingParams};
 use super::vision_cache;
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
+use crate::model::param::TensorSpec;
+use crate::model::update::Facts;
 
 /// Stop ids and ids never to be drawn of one sample.
 pub const MAX_BANNED_IDS: usize = 128;
@@ -37,6 +40,16 @@ pub struct EngineInfo {
     pub merge_unit: usize,
 }
 
+/// What the engine's model asks of a checkpoint.
+#[derive(Debug)]
+pub struct Weights {
+    pub specs: Vec<TensorSpec>,
+    /// Of those that it was started with.
+    pub facts: Facts,
+    /// Whether matrices are rounded to bf16.
+    pub bf16: bool,
+}
+
 /// Figures that the engine thread keeps current, for `/metrics`, `/ready` and admission.
 #[derive(Debug, Default)]
 pub struct EngineStats {
@@ -55,6 +68,10 @@ pub struct EngineStats {
     pub vision_encoded: AtomicU64,
     pub corrupt_samples: AtomicU64,
     pub policy_version: AtomicU64,
+    /// No step is taken: somebody said so.
+    pub halted: AtomicBool,
+    /// Time without a step for new weights.
+    pub swap_ns: AtomicU64,
     /// Nanoseconds by class of work, as `grouper bench` prints them.
     pub plan_ns: AtomicU64,
     pub forward_ns: AtomicU64,
@@ -82,6 +99,7 @@ pub(super) enum Command {
     Abort(GroupId),
     /// Run the invariants of blocks and slots and report what is in use.
     Audit(tokio::sync::oneshot::Sender<Audit>),
+    Policy(Order),
     /// Forget cached prefixes and vision features.
     ResetCaches,
     Shutdown,
@@ -105,7 +123,10 @@ pub struct EngineHandle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) info: Arc<EngineInfo>,
     pub(super) stats: Arc<EngineStats>,
+    pub(super) weights: Arc<Weights>,
     pub(super) next_id: Arc<AtomicU64>,
+    /// Why nothing may be generated, although the engine could.
+    pub(super) unfit: Arc<RwLock<Option<String>>>,
 }
 
 impl EngineHandle {
@@ -188,6 +209,53 @@ impl EngineHandle {
 
     pub fn reset_caches(&self) -> Result<()> {
         self.send(Command::ResetCaches)
+    }
+
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Changes the weights; resolves after the change. Groups submitted later are computed with the new ones.
+    ///
+    /// # Errors
+    ///
+    /// Another change is under way, or this one would wait for ever; an engine that is gone.
+    pub async fn swap(&self, swap: Swap) -> Result<Swapped> {
+        self.order(|reply| Order::Swap(swap, reply)).await
+    }
+
+    /// Takes no step from here on; groups may still be submitted and wait.
+    pub async fn pause(&self, mode: PauseMode) -> Result<()> {
+        self.order(|reply| Order::Pause(mode, reply)).await
+    }
+
+    pub async fn resume(&self) -> Result<()> {
+        self.order(Order::Resume).await
+    }
+
+    /// Gives the cache's memory back until [`EngineHandle::wake`]; returns its bytes.
+    pub async fn sleep(&self) -> Result<usize> {
+        self.order(Order::Sleep).await
+    }
+
+    pub async fn wake(&self) -> Result<()> {
+        self.order(Order::Wake).await
+    }
+
+    async fn order<T>(&self, order: impl FnOnce(tokio::sync::oneshot::Sender<Result<T>>) -> Order) -> Result<T> {
+        let (reply, done) = tokio::sync::oneshot::channel();
+        self.send(Command::Policy(order(reply)))?;
+        done.await.map_err(|_| gone())?
+    }
+
+    /// Says why nothing may be generated, or that it may.
+    pub fn set_unfit(&self, reason: Option<String>) {
+        *self.unfit.write().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Why nothing may be generated.
+    pub fn unfit(&self) -> Option<String> {
+        self.unfit.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks the engine thread to end after what it has; used once, by whoever joins it.

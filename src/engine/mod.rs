@@ -8,6 +8,7 @@ mod complete;
 mod forecast;
 pub mod handle;
 mod plan;
+pub mod policy;
 pub mod request;
 mod runner;
 mod scheduler;
@@ -32,7 +33,8 @@ use crate::backends::cpu::Cpu;
 use crate::backends::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use handle::{Command, EngineHandle, EngineStats};
+use handle::{Command, EngineHandle, EngineStats, Weights};
+use policy::Control;
 use runner::{InFlight, Runner};
 use scheduler::{Plan, Scheduler};
 use sequence::Group;
@@ -137,7 +139,8 @@ pub fn start_cpu(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, 
 
 /// Loads a model folder onto a backend and runs the engine on a thread of its own.
 pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
-    let model = Model::load(&backend, folder)?;
+    let mut model = Model::load(&backend, folder)?;
+    let weights = Weights { specs: model.specs(), facts: model.facts.clone(), bf16: Model::<B>::serves_bf16() };
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
     let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
     let stats = Arc::new(EngineStats::default());
@@ -152,12 +155,29 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
     runner.alloc_cache(sizes.num_blocks())?;
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
     let (sender, commands) = channel();
-    let engine = Engine { runner, scheduler, commands, in_flight: VecDeque::new(), lag: config.lag, stats: stats.clone(), draining: false };
+    let engine = Engine {
+        runner,
+        scheduler,
+        commands,
+        in_flight: VecDeque::new(),
+        lag: config.lag,
+        stats: stats.clone(),
+        draining: false,
+        control: Control::default(),
+    };
     let thread = std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || engine.run())
         .map_err(|e| Error::Setup(format!("the engine thread did not start: {e}")))?;
-    Ok((EngineHandle { commands: sender, info: Arc::new(info), stats, next_id: Arc::new(AtomicU64::new(0)) }, thread))
+    let handle = EngineHandle {
+        commands: sender,
+        info: Arc::new(info),
+        weights: Arc::new(weights),
+        stats,
+        next_id: Arc::new(AtomicU64::new(0)),
+        unfit: Arc::default(),
+    };
+    Ok((handle, thread))
 }
 
 struct Engine<B: Backend> {
@@ -168,11 +188,16 @@ struct Engine<B: Backend> {
     lag: usize,
     stats: Arc<EngineStats>,
     draining: bool,
+    control: Control,
 }
 
 impl<B: Backend> Engine<B> {
     fn run(mut self) {
         while self.take_commands() {
+            self.settle();
+            if self.control.is_halted() {
+                continue;
+            }
             let planning = Instant::now();
             let plan = self.scheduler.plan(self.in_flight.len());
             self.stats.plan_ns.fetch_add(planning.elapsed().as_nanos() as u64, Relaxed);
@@ -210,7 +235,8 @@ impl<B: Backend> Engine<B> {
     /// Handles what has arrived; sleeps while there is nothing to do. False ends the thread.
     fn take_commands(&mut self) -> bool {
         loop {
-            let idle = self.scheduler.is_empty() && self.in_flight.is_empty();
+            let rests = self.scheduler.is_empty() || self.control.is_halted();
+            let idle = rests && self.in_flight.is_empty() && !self.control.has_change();
             if idle && self.draining {
                 return false;
             }
@@ -248,6 +274,7 @@ impl<B: Backend> Engine<B> {
                 let _ = reply.send(self.scheduler.audit());
             }
             Command::ResetCaches => self.scheduler.reset_caches(),
+            Command::Policy(order) => self.obey(order),
             Command::Shutdown => self.draining = true,
         }
         self.scheduler.publish_stats();

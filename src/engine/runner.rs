@@ -12,6 +12,7 @@ use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
 use crate::model::decoder::DecoderStep;
 use crate::model::input::MediaInput;
+use crate::model::update::Update;
 
 /// Sizes of the buffers, planned at start.
 #[derive(Clone, Debug)]
@@ -31,6 +32,7 @@ pub struct Runner<B: Backend> {
     backend: B,
     model: Model<B>,
     kv: Vec<B::Kv>,
+    num_blocks: usize,
     act: Activations<B>,
     vision: Option<Vision<B>>,
     features: B::Buf<f32>,
@@ -91,6 +93,7 @@ impl<B: Backend> Runner<B> {
         };
         Ok(Runner {
             kv: Vec::new(),
+            num_blocks: 0,
             act: Activations::new(b, &model.config, config.max_rows, config.max_draws)?,
             vision,
             features: b.alloc(config.vision_rows * model.config.hidden_size)?,
@@ -113,7 +116,23 @@ impl<B: Backend> Runner<B> {
     pub fn alloc_cache(&mut self, num_blocks: usize) -> Result<()> {
         let (b, shape) = (&self.backend, self.model.decoder.shape());
         self.kv = (0..self.model.decoder.num_layers()).map(|_| b.alloc_kv(num_blocks, shape)).collect::<Result<_>>()?;
+        self.num_blocks = num_blocks;
         Ok(())
+    }
+
+    /// Gives the cache's memory back and says how much it was.
+    pub fn free_cache(&mut self) -> usize {
+        self.backend.synchronize();
+        self.backend.forget_graphs();
+        let (layers, num_blocks) = (self.kv.len(), self.num_blocks);
+        self.kv.clear();
+        layers * num_blocks * self.backend.kv_block_bytes(self.model.decoder.shape())
+    }
+
+    /// New weights in place of the old ones; no step may be in flight.
+    pub fn rewrite(&mut self, update: &Update) {
+        self.model.rewrite(&self.backend, update);
+        self.backend.synchronize();
     }
 
     /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.

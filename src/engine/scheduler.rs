@@ -44,6 +44,8 @@ pub struct Scheduler {
     pub(super) free_counts: Vec<u32>,
     pub(super) lengths: LengthForecast,
     pub(super) version: PolicyVersion,
+    /// No further group starts: those that have are to end first.
+    pub(super) closed: bool,
     pub(super) stats: Arc<EngineStats>,
 }
 
@@ -70,6 +72,7 @@ impl Scheduler {
             free_counts: (0..config.counts_rows as u32).rev().collect(),
             lengths: LengthForecast::default(),
             version: PolicyVersion::default(),
+            closed: false,
             config,
             stats,
         }
@@ -84,6 +87,7 @@ impl Scheduler {
     }
 
     pub fn plan(&mut self, steps_in_flight: usize) -> Plan {
+        self.renew_prompts();
         if !self.secure_blocks(steps_in_flight == 0) {
             return Plan::Drain;
         }
@@ -152,9 +156,12 @@ impl Scheduler {
 
     /// The oldest sample that is not done.
     fn head(&self) -> Option<SampleId> {
-        self.groups
-            .values()
-            .find_map(|group| group.samples.iter().find(|s| !s.is_done()).map(|s| SampleId { group: group.id, index: s.index }))
+        self.startable().find_map(|group| group.samples.iter().find(|s| !s.is_done()).map(|s| SampleId { group: group.id, index: s.index }))
+    }
+
+    /// Groups that may be computed now, oldest first.
+    fn startable(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values().filter(|group| !self.closed || group.has_started())
     }
 
     fn head_needs(&self, head: SampleId) -> usize {
@@ -204,7 +211,7 @@ impl Scheduler {
         self.stats.preemptions.fetch_add(1, Relaxed);
     }
 
-    fn evict_prompt(&mut self, id: GroupId) {
+    pub(super) fn evict_prompt(&mut self, id: GroupId) {
         let group = self.groups.get_mut(&id).unwrap_or_else(|| panic!("{id:?} is gone"));
         self.pool.release(&mut group.prompt_blocks);
         group.prompt_computed = 0;
@@ -230,7 +237,7 @@ impl Scheduler {
     fn prefill(&mut self, step: &mut StepBuilder) {
         let head = self.head();
         let mut committed = self.committed_blocks();
-        let ids: Vec<GroupId> = self.groups.values().filter(|g| g.samples.iter().any(|s| !s.is_done())).map(|g| g.id).collect();
+        let ids: Vec<GroupId> = self.startable().filter(|g| g.samples.iter().any(|s| !s.is_done())).map(|g| g.id).collect();
         for id in ids {
             let is_head = head.is_some_and(|h| h.group == id);
             if !self.groups[&id].is_resident() && !self.admit(id, is_head, &mut committed, step) {
@@ -265,6 +272,8 @@ impl Scheduler {
                         step.push_completion(group, s, n);
                     }
                     Phase::Running { .. } => {}
+                    // It starts on a prompt of the present weights, once those that read the old one have ended.
+                    Phase::Waiting if group.stale_prompt && group.samples[s].drawn == 0 => {}
                     Phase::Waiting => {
                         let is_head = head.is_some_and(|h| h == SampleId { group: id, index: s });
                         let forecast = self.lengths.blocks(group, s);

@@ -28,6 +28,8 @@ pub struct Group {
     pub prompt_blocks: Vec<BlockId>,
     /// Prompt tokens whose keys exist or are on their way.
     pub prompt_computed: usize,
+    /// The prompt's blocks were computed by weights that are gone; samples that began with them still read them.
+    pub stale_prompt: bool,
     /// Media (by index) whose features are pinned until the prompt is computed.
     pub pinned: Vec<usize>,
     /// Steps in flight that name the prompt's blocks.
@@ -79,6 +81,7 @@ impl Group {
             prefix_keys,
             prompt_blocks: Vec::new(),
             prompt_computed: 0,
+            stale_prompt: false,
             pinned: Vec::new(),
             in_flight: 0,
             arrived: Instant::now(),

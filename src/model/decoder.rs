@@ -3,16 +3,16 @@
 use super::activations::Activations;
 use super::config::ModelConfig;
 use super::mrope;
-use super::weights::Checkpoint;
-use crate::backends::{Backend, HeadShape, Matrix, RopeQkv, Store, TokenSource};
+use super::param::{Loader, Param, Vector, Weight};
+use crate::backends::{Backend, HeadShape, RopeQkv, Store, TokenSource};
 use crate::error::Result;
 
 pub struct Decoder<B: Backend> {
-    embed: B::Weight,
+    embed: Weight<B>,
     layers: Vec<Layer<B>>,
-    norm: B::Buf<f32>,
+    norm: Vector<B>,
     /// `None`: the head is the embedding table.
-    head: Option<B::Weight>,
+    head: Option<Weight<B>>,
     inv_freq: B::Buf<f32>,
     /// Which position axis turns each frequency.
     rope_axis: B::Buf<u32>,
@@ -23,13 +23,13 @@ pub struct Decoder<B: Backend> {
 }
 
 struct Layer<B: Backend> {
-    input_norm: B::Buf<f32>,
-    qkv: B::Weight,
-    qkv_bias: B::Buf<f32>,
-    o: B::Weight,
-    post_norm: B::Buf<f32>,
-    gate_up: B::Weight,
-    down: B::Weight,
+    input_norm: Vector<B>,
+    qkv: Weight<B>,
+    qkv_bias: Vector<B>,
+    o: Weight<B>,
+    post_norm: Vector<B>,
+    gate_up: Weight<B>,
+    down: Weight<B>,
 }
 
 /// Device inputs of one pass: what each row is and where its keys go.
@@ -50,39 +50,35 @@ pub struct DecoderStep<'a, B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    pub fn load(b: &B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn load(loader: &Loader<'_, B>, config: &ModelConfig) -> Result<Self> {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let shape = HeadShape { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
         let (q_width, kv_width) = (shape.q_width(), shape.num_kv_heads * shape.head_dim);
-        let vector = |name: &str, len: usize| super::upload_vector(b, checkpoint, name, len);
-        let weight = |names: &[(&str, usize)], prefix: &str, cols: usize| super::load_weight(b, checkpoint, prefix, names, cols);
         let layers = (0..config.num_layers)
             .map(|i| {
-                let p = format!("model.layers.{i}.");
-                let mut bias = Vec::with_capacity(shape.qkv_width());
-                for (name, len) in [("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)] {
-                    bias.extend(checkpoint.claim(&format!("{p}self_attn.{name}.bias"), &[len])?.to_f32());
-                }
-                let mut qkv_bias = b.alloc(bias.len())?;
-                b.upload(&bias, &mut qkv_bias);
+                let weight = |names: &[(&str, usize)], cols| {
+                    let named: Vec<_> = names.iter().map(|(name, rows)| (format!("model.layers.{i}.{name}.weight"), *rows)).collect();
+                    loader.weight(&named, cols)
+                };
+                let vector = |names: &[(&str, usize)], kind: &str| {
+                    let named: Vec<_> = names.iter().map(|(name, len)| (format!("model.layers.{i}.{name}.{kind}"), *len)).collect();
+                    loader.vector(&named)
+                };
+                let qkv = [("self_attn.q_proj", q_width), ("self_attn.k_proj", kv_width), ("self_attn.v_proj", kv_width)];
                 Ok(Layer {
-                    input_norm: vector(&format!("{p}input_layernorm.weight"), hidden)?,
-                    qkv: weight(&[("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)], &format!("{p}self_attn."), hidden)?,
-                    qkv_bias,
-                    o: weight(&[("o_proj", hidden)], &format!("{p}self_attn."), q_width)?,
-                    post_norm: vector(&format!("{p}post_attention_layernorm.weight"), hidden)?,
-                    gate_up: weight(&[("gate_proj", inter), ("up_proj", inter)], &format!("{p}mlp."), hidden)?,
-                    down: weight(&[("down_proj", hidden)], &format!("{p}mlp."), inter)?,
+                    input_norm: vector(&[("input_layernorm", hidden)], "weight")?,
+                    qkv: weight(&qkv, hidden)?,
+                    qkv_bias: vector(&qkv, "bias")?,
+                    o: weight(&[("self_attn.o_proj", hidden)], q_width)?,
+                    post_norm: vector(&[("post_attention_layernorm", hidden)], "weight")?,
+                    gate_up: weight(&[("mlp.gate_proj", inter), ("mlp.up_proj", inter)], hidden)?,
+                    down: weight(&[("mlp.down_proj", hidden)], inter)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let head = match config.tie_word_embeddings {
-            true => None,
-            false => {
-                let tensor = checkpoint.claim("lm_head.weight", &[config.vocab_size, hidden])?;
-                Some(b.weight(&[Matrix { rows: config.vocab_size, cols: hidden, data: tensor.data() }])?)
-            }
-        };
+        const HEAD: &str = "lm_head.weight";
+        let table = [config.vocab_size, hidden];
+        let tied = config.tie_word_embeddings;
         let inv_freq = mrope::inv_freq(config.rope_theta, config.head_dim);
         // A text model has one position an axis: all frequencies may read the first.
         let axis: Vec<u32> = match config.mrope_section {
@@ -90,17 +86,28 @@ impl<B: Backend> Decoder<B> {
             None => vec![0; config.head_dim / 2],
         };
         Ok(Decoder {
-            embed: weight(&[("embed_tokens", config.vocab_size)], "model.", hidden)?,
+            embed: loader.weight_as("model.embed_tokens.weight", &table, tied.then_some(HEAD))?,
             layers,
-            norm: vector("model.norm.weight", hidden)?,
-            head,
-            inv_freq: super::upload_new(b, &inv_freq)?,
-            rope_axis: super::upload_new(b, &axis)?,
+            norm: loader.vector(&[("model.norm.weight".into(), hidden)])?,
+            head: (!tied).then(|| loader.weight_as(HEAD, &table, None)).transpose()?,
+            inv_freq: loader.constant(&inv_freq)?,
+            rope_axis: loader.constant(&axis)?,
             shape,
             hidden,
             intermediate: inter,
             eps: config.rms_norm_eps,
         })
+    }
+
+    pub fn params(&mut self) -> Vec<Param<'_, B>> {
+        let mut params = vec![Param::Weight(&mut self.embed), Param::Vector(&mut self.norm)];
+        params.extend(self.head.as_mut().map(Param::Weight));
+        for layer in &mut self.layers {
+            let Layer { input_norm, qkv, qkv_bias, o, post_norm, gate_up, down } = layer;
+            params.extend([input_norm, qkv_bias, post_norm].map(Param::Vector));
+            params.extend([qkv, o, gate_up, down].map(Param::Weight));
+        }
+        params
     }
 
     pub fn num_layers(&self) -> usize {
@@ -114,28 +121,41 @@ impl<B: Backend> Decoder<B> {
     /// Runs `step`, writes keys and values into `kv` and leaves the wanted rows' logits in `act.logits`.
     pub fn forward(&self, b: &B, step: &DecoderStep<'_, B>, kv: &mut [B::Kv], act: &mut Activations<B>) {
         let (rows, hidden) = (step.rows, self.hidden);
-        b.embed(TokenSource { ..step.source }, &self.embed, rows, &mut act.x);
+        b.embed(TokenSource { ..step.source }, &self.embed.operand, rows, &mut act.x);
         if step.num_features > 0 {
             b.scatter_rows(step.features, step.feature_pairs, step.num_features, hidden, &mut act.x);
         }
         b.rope_table(step.positions, &self.inv_freq, &self.rope_axis, self.shape.head_dim / 2, rows, &mut act.rope);
         for (layer, kv) in self.layers.iter().zip(kv) {
-            b.rms_norm(&act.x, &layer.input_norm, self.eps, rows, hidden, &mut act.normed);
-            b.gemm(&act.normed, &layer.qkv, None, rows, Store::Write, &mut act.qkv);
-            let rope =
-                RopeQkv { qkv: &act.qkv, bias: &layer.qkv_bias, rope: &act.rope, slot_mapping: step.slot_mapping, shape: self.shape, rows };
+            b.rms_norm(&act.x, &layer.input_norm.values, self.eps, rows, hidden, &mut act.normed);
+            b.gemm(&act.normed, &layer.qkv.operand, None, rows, Store::Write, &mut act.qkv);
+            let rope = RopeQkv {
+                qkv: &act.qkv,
+                bias: &layer.qkv_bias.values,
+                rope: &act.rope,
+                slot_mapping: step.slot_mapping,
+                shape: self.shape,
+                rows,
+            };
             b.rope_qkv(rope, &mut act.q, kv);
             b.attention(&act.q, kv, step.plan, self.shape, &mut act.attended);
-            b.gemm(&act.attended, &layer.o, None, rows, Store::Add, &mut act.x);
-            b.rms_norm(&act.x, &layer.post_norm, self.eps, rows, hidden, &mut act.normed);
-            b.gemm(&act.normed, &layer.gate_up, None, rows, Store::Write, &mut act.gate_up);
+            b.gemm(&act.attended, &layer.o.operand, None, rows, Store::Add, &mut act.x);
+            b.rms_norm(&act.x, &layer.post_norm.values, self.eps, rows, hidden, &mut act.normed);
+            b.gemm(&act.normed, &layer.gate_up.operand, None, rows, Store::Write, &mut act.gate_up);
             b.silu_mul(&act.gate_up, rows, self.intermediate, &mut act.mlp);
-            b.gemm(&act.mlp, &layer.down, None, rows, Store::Add, &mut act.x);
+            b.gemm(&act.mlp, &layer.down.operand, None, rows, Store::Add, &mut act.x);
         }
         if step.num_logits > 0 {
             b.gather_rows(&act.x, step.logits_index, step.num_logits, hidden, &mut act.last);
-            b.rms_norm(&act.last, &self.norm, self.eps, step.num_logits, hidden, &mut act.last_normed);
-            b.gemm(&act.last_normed, self.head.as_ref().unwrap_or(&self.embed), None, step.num_logits, Store::Write, &mut act.logits);
+            b.rms_norm(&act.last, &self.norm.values, self.eps, step.num_logits, hidden, &mut act.last_normed);
+            b.gemm(
+                &act.last_normed,
+                &self.head.as_ref().unwrap_or(&self.embed).operand,
+                None,
+                step.num_logits,
+                Store::Write,
+                &mut act.logits,
+            );
         }
     }
 }

@@ -5,16 +5,21 @@ pub mod config;
 pub mod decoder;
 pub mod input;
 pub mod mrope;
+pub mod param;
+pub mod update;
 pub mod vision;
 pub mod weights;
 pub mod windows;
 
 use std::path::Path;
 
-use crate::backends::{Backend, Element, Matrix};
+use crate::backends::Backend;
 use crate::error::Result;
 use config::ModelConfig;
 use decoder::Decoder;
+use half::bf16;
+use param::{Loader, Param, TensorSpec};
+use update::{Extent, Facts, Update};
 use vision::VisionTower;
 use weights::Checkpoint;
 
@@ -23,6 +28,8 @@ pub struct Model<B: Backend> {
     pub decoder: Decoder<B>,
     /// `None` for a text model.
     pub vision: Option<VisionTower<B>>,
+    /// What is known of the weights that it was loaded with.
+    pub facts: Facts,
 }
 
 impl<B: Backend> Model<B> {
@@ -30,27 +37,38 @@ impl<B: Backend> Model<B> {
     pub fn load(b: &B, folder: &Path) -> Result<Self> {
         let config = ModelConfig::load(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let decoder = Decoder::load(b, &config, &checkpoint)?;
-        let vision = config.vision.as_ref().map(|v| VisionTower::load(b, v, &checkpoint)).transpose()?;
-        checkpoint.finish(config.tie_word_embeddings)?;
-        Ok(Model { config, decoder, vision })
+        let loader = Loader { b, checkpoint: &checkpoint };
+        let mut decoder = Decoder::load(&loader, &config)?;
+        let mut vision = config.vision.as_ref().map(|v| VisionTower::load(&loader, v)).transpose()?;
+        let specs = specs(params(&mut decoder, &mut vision));
+        let facts = update::check(&checkpoint, &specs, Extent::Whole, Self::serves_bf16())?;
+        Ok(Model { config, decoder, vision, facts })
+    }
+
+    /// Whether matrices are rounded to bf16.
+    pub fn serves_bf16() -> bool {
+        size_of::<B::Float>() == size_of::<bf16>()
+    }
+
+    /// What a checkpoint of the model consists of.
+    pub fn specs(&mut self) -> Vec<TensorSpec> {
+        specs(params(&mut self.decoder, &mut self.vision))
+    }
+
+    /// Writes new weights into the buffers that the old ones are in; nothing may be computed meanwhile.
+    pub fn rewrite(&mut self, b: &B, update: &Update) {
+        for mut param in params(&mut self.decoder, &mut self.vision) {
+            param.rewrite(b, update);
+        }
     }
 }
 
-fn upload_new<B: Backend, T: Element>(b: &B, values: &[T]) -> Result<B::Buf<T>> {
-    let mut buffer = b.alloc(values.len())?;
-    b.upload(values, &mut buffer);
-    Ok(buffer)
+fn params<'a, B: Backend>(decoder: &'a mut Decoder<B>, vision: &'a mut Option<VisionTower<B>>) -> Vec<Param<'a, B>> {
+    let mut params = decoder.params();
+    params.extend(vision.iter_mut().flat_map(VisionTower::params));
+    params
 }
 
-fn upload_vector<B: Backend>(b: &B, checkpoint: &Checkpoint, name: &str, len: usize) -> Result<B::Buf<f32>> {
-    upload_new(b, &checkpoint.claim(name, &[len])?.to_f32())
-}
-
-/// The tensors `prefix + name + ".weight"` of `[rows, cols]` each, stacked into one GEMM operand.
-fn load_weight<B: Backend>(b: &B, checkpoint: &Checkpoint, prefix: &str, names: &[(&str, usize)], cols: usize) -> Result<B::Weight> {
-    let tensors =
-        names.iter().map(|(name, rows)| checkpoint.claim(&format!("{prefix}{name}.weight"), &[*rows, cols])).collect::<Result<Vec<_>>>()?;
-    let parts: Vec<Matrix<'_>> = names.iter().zip(&tensors).map(|((_, rows), t)| Matrix { rows: *rows, cols, data: t.data() }).collect();
-    b.weight(&parts)
+fn specs<B: Backend>(params: Vec<Param<'_, B>>) -> Vec<TensorSpec> {
+    params.iter().flat_map(|param| param.parts().to_vec()).collect()
 }

@@ -5,7 +5,7 @@ use super::activations::VisionActivations;
 use super::config::VisionConfig;
 use super::input::MediaInput;
 use super::mrope;
-use super::weights::Checkpoint;
+use super::param::{Loader, Param, Vector, Weight};
 use super::windows::WindowPlan;
 use crate::backends::{Backend, HeadShape, RopeVision, SegmentAttention, Store};
 use crate::error::Result;
@@ -16,9 +16,9 @@ const ROPE_THETA: f64 = 10_000.0;
 
 pub struct VisionTower<B: Backend> {
     config: VisionConfig,
-    patch_embed: B::Weight,
+    patch_embed: Weight<B>,
     blocks: Vec<Block<B>>,
-    merger_norm: B::Buf<f32>,
+    merger_norm: Vector<B>,
     merger_in: Linear<B>,
     merger_out: Linear<B>,
     inv_freq: B::Buf<f32>,
@@ -26,67 +26,69 @@ pub struct VisionTower<B: Backend> {
 }
 
 struct Block<B: Backend> {
-    norm1: B::Buf<f32>,
-    qkv: B::Weight,
-    qkv_bias: B::Buf<f32>,
+    norm1: Vector<B>,
+    qkv: Linear<B>,
     proj: Linear<B>,
-    norm2: B::Buf<f32>,
+    norm2: Vector<B>,
     gate_up: Linear<B>,
     down: Linear<B>,
     full_attention: bool,
 }
 
 struct Linear<B: Backend> {
-    weight: B::Weight,
-    bias: B::Buf<f32>,
+    weight: Weight<B>,
+    bias: Vector<B>,
 }
 
 impl<B: Backend> VisionTower<B> {
-    pub fn load(b: &B, config: &VisionConfig, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn load(loader: &Loader<'_, B>, config: &VisionConfig) -> Result<Self> {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let merge_width = hidden * config.merge_unit();
-        let vector = |name: &str, len: usize| super::upload_vector(b, checkpoint, name, len);
         let linear = |prefix: &str, names: &[(&str, usize)], cols: usize| -> Result<Linear<B>> {
-            let weight = super::load_weight(b, checkpoint, prefix, names, cols)?;
-            let mut bias = Vec::new();
-            for (name, rows) in names {
-                bias.extend(checkpoint.claim(&format!("{prefix}{name}.bias"), &[*rows])?.to_f32());
-            }
-            Ok(Linear { weight, bias: super::upload_new(b, &bias)? })
+            let named = |kind: &str| names.iter().map(|(name, rows)| (format!("{prefix}{name}.{kind}"), *rows)).collect::<Vec<_>>();
+            Ok(Linear { weight: loader.weight(&named("weight"), cols)?, bias: loader.vector(&named("bias"))? })
         };
         let blocks = (0..config.depth)
             .map(|i| {
                 let p = format!("visual.blocks.{i}.");
-                let qkv = linear(&format!("{p}attn."), &[("qkv", 3 * hidden)], hidden)?;
+                let norm = |name: &str| loader.vector(&[(format!("{p}{name}.weight"), hidden)]);
                 Ok(Block {
-                    norm1: vector(&format!("{p}norm1.weight"), hidden)?,
-                    qkv: qkv.weight,
-                    qkv_bias: qkv.bias,
-                    proj: linear(&format!("{p}attn."), &[("proj", hidden)], hidden)?,
-                    norm2: vector(&format!("{p}norm2.weight"), hidden)?,
-                    gate_up: linear(&format!("{p}mlp."), &[("gate_proj", inter), ("up_proj", inter)], hidden)?,
-                    down: linear(&format!("{p}mlp."), &[("down_proj", hidden)], inter)?,
+                    norm1: norm("norm1")?,
+                    qkv: linear(&p, &[("attn.qkv", 3 * hidden)], hidden)?,
+                    proj: linear(&p, &[("attn.proj", hidden)], hidden)?,
+                    norm2: norm("norm2")?,
+                    gate_up: linear(&p, &[("mlp.gate_proj", inter), ("mlp.up_proj", inter)], hidden)?,
+                    down: linear(&p, &[("mlp.down_proj", hidden)], inter)?,
                     full_attention: config.full_attention_blocks.contains(&i),
                 })
             })
             .collect::<Result<Vec<_>>>()?;
         // A 3-D convolution whose stride is its kernel is a matrix over the flattened patch.
         let conv_shape = [hidden, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size];
-        let conv = checkpoint.claim("visual.patch_embed.proj.weight", &conv_shape)?;
-        let patch_embed = b.weight(&[crate::backends::Matrix { rows: hidden, cols: config.patch_len(), data: conv.data() }])?;
         // Rows turn the first half of the frequencies, columns the second.
         let inv_freq = mrope::inv_freq(ROPE_THETA, config.head_dim() / 2);
         let axis: Vec<u32> = [vec![0; inv_freq.len()], vec![1; inv_freq.len()]].concat();
         Ok(VisionTower {
-            patch_embed,
+            patch_embed: loader.weight_as("visual.patch_embed.proj.weight", &conv_shape, None)?,
             blocks,
-            merger_norm: vector("visual.merger.ln_q.weight", hidden)?,
+            merger_norm: loader.vector(&[("visual.merger.ln_q.weight".into(), hidden)])?,
             merger_in: linear("visual.merger.", &[("mlp.0", merge_width)], merge_width)?,
             merger_out: linear("visual.merger.", &[("mlp.2", config.out_hidden_size)], merge_width)?,
-            inv_freq: super::upload_new(b, &inv_freq.repeat(2))?,
-            rope_axis: super::upload_new(b, &axis)?,
+            inv_freq: loader.constant(&inv_freq.repeat(2))?,
+            rope_axis: loader.constant(&axis)?,
             config: config.clone(),
         })
+    }
+
+    pub fn params(&mut self) -> Vec<Param<'_, B>> {
+        let mut params = vec![Param::Weight(&mut self.patch_embed), Param::Vector(&mut self.merger_norm)];
+        let mut linears = vec![&mut self.merger_in, &mut self.merger_out];
+        for block in &mut self.blocks {
+            params.extend([&mut block.norm1, &mut block.norm2].map(Param::Vector));
+            linears.extend([&mut block.qkv, &mut block.proj, &mut block.gate_up, &mut block.down]);
+        }
+        params.extend(linears.into_iter().flat_map(|linear| [Param::Weight(&mut linear.weight), Param::Vector(&mut linear.bias)]));
+        params
     }
 
     pub fn config(&self) -> &VisionConfig {
@@ -127,7 +129,7 @@ impl<B: Backend> VisionTower<B> {
         let borders = |cu: &[i32]| cu.iter().map(|c| *c as u32).collect::<Vec<_>>();
         b.upload(&borders(&plan.cu_window_seqlens), &mut act.cu_windows);
         b.upload(&borders(&plan.cu_frame_seqlens), &mut act.cu_frames);
-        b.gemm(&act.patches, &self.patch_embed, None, patches, Store::Write, &mut act.x);
+        b.gemm(&act.patches, &self.patch_embed.operand, None, patches, Store::Write, &mut act.x);
         (tokens, patches)
     }
 
@@ -136,9 +138,9 @@ impl<B: Backend> VisionTower<B> {
         let block = &self.blocks[index];
         let hidden = self.config.hidden_size;
         let shape = HeadShape { num_heads: self.config.num_heads, num_kv_heads: self.config.num_heads, head_dim: self.config.head_dim() };
-        b.rms_norm(&act.x, &block.norm1, EPS, patches, hidden, &mut act.normed);
-        b.gemm(&act.normed, &block.qkv, None, patches, Store::Write, &mut act.qkv);
-        let rope = RopeVision { qkv: &act.qkv, bias: &block.qkv_bias, rope: &act.rope, shape, rows: patches };
+        b.rms_norm(&act.x, &block.norm1.values, EPS, patches, hidden, &mut act.normed);
+        b.gemm(&act.normed, &block.qkv.weight.operand, None, patches, Store::Write, &mut act.qkv);
+        let rope = RopeVision { qkv: &act.qkv, bias: &block.qkv.bias.values, rope: &act.rope, shape, rows: patches };
         b.rope_vision(rope, &mut act.q, &mut act.k, &mut act.v);
         let (cu_seqlens, num_segments) = match block.full_attention {
             true => (&act.cu_frames, plan.cu_frame_seqlens.len() - 1),
@@ -146,19 +148,19 @@ impl<B: Backend> VisionTower<B> {
         };
         let attention = SegmentAttention { q: &act.q, k: &act.k, v: &act.v, cu_seqlens, num_segments, shape, rows: patches };
         b.segment_attention(attention, &mut act.attended);
-        b.gemm(&act.attended, &block.proj.weight, Some(&block.proj.bias), patches, Store::Add, &mut act.x);
-        b.rms_norm(&act.x, &block.norm2, EPS, patches, hidden, &mut act.normed);
-        b.gemm(&act.normed, &block.gate_up.weight, Some(&block.gate_up.bias), patches, Store::Write, &mut act.gate_up);
+        b.gemm(&act.attended, &block.proj.weight.operand, Some(&block.proj.bias.values), patches, Store::Add, &mut act.x);
+        b.rms_norm(&act.x, &block.norm2.values, EPS, patches, hidden, &mut act.normed);
+        b.gemm(&act.normed, &block.gate_up.weight.operand, Some(&block.gate_up.bias.values), patches, Store::Write, &mut act.gate_up);
         b.silu_mul(&act.gate_up, patches, self.config.intermediate_size, &mut act.mlp);
-        b.gemm(&act.mlp, &block.down.weight, Some(&block.down.bias), patches, Store::Add, &mut act.x);
+        b.gemm(&act.mlp, &block.down.weight.operand, Some(&block.down.bias.values), patches, Store::Add, &mut act.x);
     }
 
     /// Norm, then each unit's four patches side by side through two layers; `act.merged` in window order.
     pub fn merge(&self, b: &B, tokens: usize, patches: usize, act: &mut VisionActivations<B>) {
         let width = self.config.hidden_size * self.config.merge_unit();
-        b.rms_norm(&act.x, &self.merger_norm, EPS, patches, self.config.hidden_size, &mut act.normed);
-        b.gemm(&act.normed, &self.merger_in.weight, Some(&self.merger_in.bias), tokens, Store::Write, &mut act.merge_hidden);
+        b.rms_norm(&act.x, &self.merger_norm.values, EPS, patches, self.config.hidden_size, &mut act.normed);
+        b.gemm(&act.normed, &self.merger_in.weight.operand, Some(&self.merger_in.bias.values), tokens, Store::Write, &mut act.merge_hidden);
         b.gelu(&act.merge_hidden, tokens, width, &mut act.merge_act);
-        b.gemm(&act.merge_act, &self.merger_out.weight, Some(&self.merger_out.bias), tokens, Store::Write, &mut act.merged);
+        b.gemm(&act.merge_act, &self.merger_out.weight.operand, Some(&self.merger_out.bias.values), tokens, Store::Write, &mut act.merged);
     }
 }

@@ -1,13 +1,12 @@
-//! The safetensors of a Hugging Face folder, mapped and read by hub names.
+//! Safetensors of a Hugging Face folder, a file or a request's body, read by hub names.
 //!
 //! Trainers spell tensors in two ways (`visual.…` / `model.visual.…`, `model.layers.…` / `model.language_model.layers.…`); both are
-//! read as the hub's. A loader claims the tensors it needs, with their shapes; what is missing, left over or misshapen is an
-//! error that names it.
+//! read as the hub's. What is missing, there twice or misshapen is an error that names it.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -16,19 +15,17 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use super::param::TensorSpec;
 use crate::backends::FloatData;
 use crate::error::{Error, Result};
 
+#[derive(Default)]
 pub struct Checkpoint {
-    files: Vec<MappedFile>,
+    files: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
-    claimed: RefCell<BTreeSet<String>>,
 }
 
-struct MappedFile {
-    path: PathBuf,
-    map: Mmap,
-}
+type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 struct Entry {
     file: usize,
@@ -37,7 +34,7 @@ struct Entry {
     bytes: Range<usize>,
 }
 
-/// A claimed tensor: borrowed from the map, or copied where the file does not align it.
+/// Values of a tensor: borrowed from the file, or copied where the file does not align them.
 pub enum Tensor<'a> {
     F32(Cow<'a, [f32]>),
     F16(Cow<'a, [f16]>),
@@ -60,80 +57,170 @@ impl Tensor<'_> {
 }
 
 impl Checkpoint {
+    /// Maps the files of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), claimed: RefCell::default() };
+        let mut checkpoint = Checkpoint::default();
         for path in shards(folder)? {
-            checkpoint.add(path)?;
+            let map = map_file(&path)?;
+            checkpoint.add(path, map)?;
         }
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<()> {
-        let map = map_file(&path)?;
-        let (header_len, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| Error::file(&path, format!("not a valid safetensors file: {e}")))?;
+    /// Reads a file, or the files of a model folder, into memory: whoever wrote them may change them, and what was checked is what
+    /// is used.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut checkpoint = Checkpoint::default();
+        let paths = if path.is_dir() { shards(path)? } else { vec![path.to_owned()] };
+        for path in paths {
+            let bytes = read_file(&path)?;
+            checkpoint.add(path, bytes)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Adds the tensors of a safetensors file, all or none.
+    ///
+    /// # Errors
+    ///
+    /// No such file, and a tensor that is there already.
+    pub fn add(&mut self, path: impl Into<PathBuf>, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<()> {
+        let path: PathBuf = path.into();
+        let data = bytes.as_ref();
+        let (header_len, metadata) = SafeTensors::read_metadata(data).map_err(|e| match blame(data) {
+            Some(fault) => Error::file(&path, fault),
+            None => Error::file(&path, format!("not a valid safetensors file: {e}")),
+        })?;
         // The header is preceded by its own length in eight bytes.
         let data_start = 8 + header_len;
+        let mut found = BTreeMap::new();
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let entry =
                 Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes: data_start + start..data_start + end };
-            if entry.bytes.end > map.len() {
-                return Err(Error::file(&path, format!("tensor {name} ends at byte {}, the file at {}", entry.bytes.end, map.len())));
+            if entry.bytes.end > data.len() {
+                return Err(Error::file(&path, format!("tensor {name} ends at byte {}, the file at {}", entry.bytes.end, data.len())));
             }
             let hub_name = hub_name(&name);
-            if let Some(other) = self.tensors.insert(hub_name.clone(), entry) {
-                let first = self.files.get(other.file).map_or(&path, |f| &f.path);
-                return Err(Error::file(&path, format!("tensor {hub_name} is there twice, first in {}", first.display())));
+            if self.tensors.contains_key(&hub_name) || found.contains_key(&hub_name) {
+                return Err(Error::file(&path, format!("tensor {hub_name} is there twice")));
             }
+            found.insert(hub_name, entry);
         }
-        self.files.push(MappedFile { path, map });
+        self.tensors.append(&mut found);
+        self.files.push(Box::new(bytes));
         Ok(())
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+    /// Hub names of all tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
-    /// The tensor of this hub name, which must have this shape.
-    pub fn claim(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
-        let entry =
-            self.tensors.get(name).ok_or_else(|| Error::Model(format!("tensor {name} {shape:?} is missing from the checkpoint")))?;
-        if entry.shape != shape {
+    pub fn num_tensors(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Bytes that it keeps in memory or mapped.
+    pub fn total_bytes(&self) -> usize {
+        self.files.iter().map(|file| file.as_ref().as_ref().len()).sum()
+    }
+
+    fn entry(&self, spec: &TensorSpec) -> Option<&Entry> {
+        self.tensors.get(&spec.name).or_else(|| self.tensors.get(spec.alias.as_ref()?))
+    }
+
+    pub fn has(&self, spec: &TensorSpec) -> bool {
+        self.entry(spec).is_some()
+    }
+
+    /// The tensor that is asked for.
+    ///
+    /// # Errors
+    ///
+    /// It is missing, of another shape or no tensor of floating-point numbers that are served.
+    pub fn tensor(&self, spec: &TensorSpec) -> Result<Tensor<'_>> {
+        let TensorSpec { name, shape, .. } = spec;
+        let entry = self.entry(spec).ok_or_else(|| Error::Model(format!("tensor {name} {shape:?} is missing from the checkpoint")))?;
+        if entry.shape != *shape {
             return Err(Error::Model(format!("tensor {name} has shape {:?}, the config asks for {shape:?}", entry.shape)));
         }
-        self.claimed.borrow_mut().insert(name.to_owned());
-        let bytes = &self.files[entry.file].map[entry.bytes.clone()];
+        self.values(entry).ok_or_else(|| Error::Model(format!("tensor {name} has dtype {:?}: F32, F16 and BF16 are served", entry.dtype)))
+    }
+
+    fn values(&self, entry: &Entry) -> Option<Tensor<'_>> {
+        let bytes = self.raw(entry);
         match entry.dtype {
-            Dtype::F32 => Ok(Tensor::F32(cast(bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
-            Dtype::F16 => Ok(Tensor::F16(cast(bytes, |b| f16::from_le_bytes([b[0], b[1]])))),
-            Dtype::BF16 => Ok(Tensor::Bf16(cast(bytes, |b| bf16::from_le_bytes([b[0], b[1]])))),
-            other => Err(Error::Model(format!("tensor {name} has dtype {other:?}: F32, F16 and BF16 are served"))),
+            Dtype::F32 => Some(Tensor::F32(cast(bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+            Dtype::F16 => Some(Tensor::F16(cast(bytes, |b| f16::from_le_bytes([b[0], b[1]])))),
+            Dtype::BF16 => Some(Tensor::Bf16(cast(bytes, |b| bf16::from_le_bytes([b[0], b[1]])))),
+            _ => None,
         }
     }
 
-    /// Says which tensors nobody claimed. Rotary frequencies, which old exports store, are recomputed; a head that repeats tied
-    /// embeddings is allowed.
-    pub fn finish(&self, tied_head: bool) -> Result<()> {
-        let claimed = self.claimed.borrow();
-        let harmless = |name: &str| {
-            name.ends_with("rotary_emb.inv_freq") || name.ends_with("rotary_pos_emb.inv_freq") || (tied_head && name == "lm_head.weight")
+    fn raw(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file].as_ref().as_ref()[entry.bytes.clone()]
+    }
+
+    /// The bytes of a tensor that is there.
+    pub fn bytes(&self, spec: &TensorSpec) -> &[u8] {
+        self.entry(spec).map_or(&[], |entry| self.raw(entry))
+    }
+
+    pub fn dtype(&self, spec: &TensorSpec) -> Dtype {
+        self.entry(spec).map_or(Dtype::F32, |entry| entry.dtype)
+    }
+
+    /// Whether a tensor and its alias, where both are there, have the same values.
+    pub fn alias_agrees(&self, spec: &TensorSpec) -> Result<bool> {
+        let both = self.tensors.get(&spec.name).zip(spec.alias.as_ref().and_then(|alias| self.tensors.get(alias)));
+        let Some((own, other)) = both else { return Ok(true) };
+        if own.shape != other.shape {
+            return Ok(false);
+        }
+        if own.dtype == other.dtype && self.raw(own) == self.raw(other) {
+            return Ok(true);
+        }
+        let (Some(own), Some(other)) = (self.values(own), self.values(other)) else { return Ok(false) };
+        let (own, other) = (own.data(), other.data());
+        Ok((0..own.len()).all(|i| own.get(i) == other.get(i)))
+    }
+}
+
+/// The tensor at fault in a header that does not hold together.
+fn blame(data: &[u8]) -> Option<String> {
+    let len = usize::try_from(u64::from_le_bytes(data.get(..8)?.try_into().ok()?)).ok()?;
+    let header: Value = serde_json::from_slice(data.get(8..8usize.checked_add(len)?)?).ok()?;
+    let room = (data.len() - 8 - len) as u64;
+    let mut ranges = Vec::new();
+    for (name, info) in header.as_object()?.iter().filter(|(name, _)| *name != "__metadata__") {
+        let Ok(dtype) = serde_json::from_value::<Dtype>(info["dtype"].clone()) else {
+            return Some(format!("tensor {name} has dtype {}: F32, F16 and BF16 are served", info["dtype"]));
         };
-        let left: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !claimed.contains(*n) && !harmless(n)).collect();
-        match left.as_slice() {
-            [] => Ok(()),
-            [one] => Err(Error::Model(format!("tensor {one} is in the checkpoint but not in the model that config.json describes"))),
-            [first, rest @ ..] => Err(Error::Model(format!(
-                "{} tensors are in the checkpoint but not in the model that config.json describes: {first}, {}, …",
-                left.len(),
-                rest[0]
-            ))),
+        let numbers = |value: &Value| value.as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
+        let (Some(shape), Some(offsets)) = (numbers(&info["shape"]), numbers(&info["data_offsets"])) else {
+            return Some(format!("tensor {name} has no shape and data_offsets that are lists of counts"));
+        };
+        let [start, end] = offsets[..] else { return Some(format!("tensor {name} has {} data_offsets, not 2", offsets.len())) };
+        let bits = shape.iter().try_fold(dtype.bitsize() as u64, |n, d| n.checked_mul(*d));
+        if bits.is_none_or(|bits| end.checked_sub(start) != Some(bits / 8)) {
+            return Some(format!("tensor {name} of shape {shape:?} and dtype {dtype:?} does not take bytes {start} to {end}"));
         }
+        if end > room {
+            return Some(format!("tensor {name} ends at byte {end} of the data, which has {room}: the file is cut"));
+        }
+        ranges.push((start, end, name));
     }
-
-    pub fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.bytes.len() as u64).sum()
+    ranges.sort_unstable();
+    let mut at = 0;
+    for (start, end, name) in ranges {
+        if start != at {
+            let how = if start < at { "overlaps the tensor before it" } else { "leaves a hole before it" };
+            return Some(format!("tensor {name} at bytes {start} to {end} {how}"));
+        }
+        at = end;
     }
+    (at != room).then(|| format!("the tensors take {at} bytes of the data, which has {room}"))
 }
 
 /// Views little-endian values in place where they are aligned, else decodes a copy.
@@ -150,6 +237,17 @@ fn map_file(path: &Path) -> Result<Mmap> {
     // Safety: the map is read-only and lives as long as the load; a checkpoint that another process truncates meanwhile ends this
     // process with SIGBUS, as it does every safetensors loader.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::file(path, e))
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let mut file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let metadata = file.metadata().map_err(|e| Error::file(path, e))?;
+    if !metadata.is_file() {
+        return Err(Error::file(path, "not a regular file"));
+    }
+    let mut bytes = Vec::with_capacity(metadata.len() as usize);
+    file.read_to_end(&mut bytes).map_err(|e| Error::file(path, e))?;
+    Ok(bytes)
 }
 
 fn shards(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -85,6 +85,9 @@ impl Generator {
         if self.draining.load(Ordering::Acquire) {
             return Err(Error::NotReady("the server is draining: it takes no new work".into()));
         }
+        if let Some(reason) = self.engine.unfit() {
+            return Err(Error::NotReady(reason));
+        }
         let most = InFlight { samples: self.limits.max_sequences_in_flight, tokens: self.limits.max_tokens_in_flight };
         if samples > most.samples {
             let message = format!("{samples} samples; {} can be in flight", most.samples);

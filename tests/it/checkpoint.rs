@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::golden;
 
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 /// tiny-vl's tensors, both shards.
-fn tensors() -> Tensors {
+pub fn tensors() -> Tensors {
     let mut all = Tensors::new();
     for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
         let bytes = std::fs::read(golden::model("tiny-vl").join(shard)).unwrap();
@@ -45,14 +45,14 @@ fn refused(tensors: &Tensors) -> String {
 }
 
 /// Renames, as a trainer's `state_dict()` does.
-fn trainer_spelling(name: &str) -> String {
+pub fn trainer_spelling(name: &str) -> String {
     match name.strip_prefix("visual.") {
         Some(rest) => format!("model.visual.{rest}"),
         None => name.strip_prefix("model.").map_or(name.to_owned(), |rest| format!("model.language_model.{rest}")),
     }
 }
 
-fn cast(tensors: &Tensors, dtype: Dtype) -> Tensors {
+pub fn cast(tensors: &Tensors, dtype: Dtype) -> Tensors {
     let convert = |bytes: &[u8]| -> Vec<u8> {
         let values = bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32());
         match dtype {

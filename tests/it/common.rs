@@ -1,5 +1,6 @@
 //! A server in this process, on a free port, with a golden model on the CPU; and an HTTP client for it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -25,13 +26,17 @@ pub struct Server {
 impl Server {
     /// Serves with these flags on top of small defaults. Call it within a multi-threaded runtime.
     pub fn start(flags: &str) -> Self {
+        Server::serve(&golden::model(MODEL), flags)
+    }
+
+    /// As [`Server::start`], another folder.
+    pub fn serve(folder: &Path, flags: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let folder = golden::model(MODEL);
         let context = CONTEXT.to_string();
         let defaults = ["--port", "0", "--threads", "1", "--max-model-len", &context, "--kv-cache-memory", "16M"];
         let words = ["serve", folder.to_str().unwrap()].into_iter().chain(defaults).chain(flags.split_whitespace());
         let config = Config::from_args(&ServeArgs::try_parse_from(words).unwrap()).unwrap();
-        let running = Running::start(&config, &folder, api::bind(&config.http).unwrap(), &Bars::quiet()).unwrap();
+        let running = Running::start(&config, folder, api::bind(&config.http).unwrap(), &Bars::quiet()).unwrap();
         let client = Client::builder().no_proxy().build().unwrap();
         Server { url: format!("http://{}", running.server.address()), client, running: Some(running) }
     }
@@ -115,6 +120,12 @@ impl Reply {
             assert!(!self.text.contains(leak), "the error shows {leak}: {}", self.text);
         }
         body["error"].clone()
+    }
+
+    /// The text of a reply with this status, which need not be an error of the API.
+    pub fn error_text(&self, status: u16) -> &str {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        &self.text
     }
 
     /// The `data` of server-sent events, with the event's name where it has one.

@@ -17,6 +17,8 @@ mod formula;
 mod golden;
 mod golden_model;
 mod golden_processor;
+mod policy;
+mod policy_damage;
 mod rollout_advantage;
 mod rollout_plan;
 mod rollout_service;

@@ -73,6 +73,10 @@ impl<T: Float> Backend for Cpu<T> {
         Ok(Weight::pack::<T>(&self.threads, parts))
     }
 
+    fn rewrite_weight(&self, weight: &mut Weight, first_row: usize, rows: Matrix<'_>) {
+        weight.rewrite::<T>(&self.threads, first_row, &rows);
+    }
+
     fn kv_block_bytes(&self, shape: HeadShape) -> usize {
         kv::Kv::block_bytes(shape)
     }

@@ -88,6 +88,22 @@ impl Weight {
         Weight { n, k, panels }
     }
 
+    /// Writes rows `first..` anew, in place. Panels of bf16 widen, which is exact, where a new number is none.
+    pub fn rewrite<T: Float>(&mut self, threads: &Threads, first: usize, part: &Matrix<'_>) {
+        assert_eq!(part.cols, self.k, "rows of another width");
+        assert!(first + part.rows <= self.n, "rows {first} and {} more of {}", part.rows, self.n);
+        if let Panels::Bf16(rows) = &self.panels
+            && !all_bf16::<T>(threads, part.data)
+        {
+            let widened = rows.iter().map(|row| F32Row::from_numbers(std::array::from_fn(|column| row.get(column))));
+            self.panels = Panels::F32(widened.collect());
+        }
+        match &mut self.panels {
+            Panels::Bf16(rows) => write_rows::<T, _>(threads, rows, first, part),
+            Panels::F32(rows) => write_rows::<T, _>(threads, rows, first, part),
+        }
+    }
+
     pub fn n(&self) -> usize {
         self.n
     }
@@ -145,17 +161,31 @@ fn all_bf16<T: Float>(threads: &Threads, data: FloatData<'_>) -> bool {
 }
 
 fn pack_rows<T: Float, R: PanelRow>(threads: &Threads, parts: &[Matrix<'_>], n: usize, k: usize) -> Vec<R> {
-    const BLOCK: usize = 64;
-    let columns: Vec<(&Matrix<'_>, usize)> = parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part, row * k))).collect();
     let mut rows: Vec<R> = bytemuck::zeroed_vec(n.div_ceil(PANEL) * k);
-    let panels: Vec<Range<usize>> = (0..n.div_ceil(PANEL)).map(|panel| panel..panel + 1).collect();
-    for_each_tile(threads, &mut rows, k, &panels, BLOCK, |panel, block, mut tile| {
+    let mut first = 0;
+    for part in parts {
+        write_rows::<T, R>(threads, &mut rows, first, part);
+        first += part.rows;
+    }
+    rows
+}
+
+/// Puts a part's rows at columns `first..` of the panels, whose other columns stay.
+fn write_rows<T: Float, R: PanelRow>(threads: &Threads, rows: &mut [R], first: usize, part: &Matrix<'_>) {
+    const BLOCK: usize = 64;
+    let (k, last) = (part.cols, first + part.rows);
+    let panels: Vec<Range<usize>> = (first / PANEL..last.div_ceil(PANEL)).map(|panel| panel..panel + 1).collect();
+    for_each_tile(threads, rows, k, &panels, BLOCK, |i, block, mut tile| {
+        let start = panels[i].start * PANEL;
         let rows = tile.row(0);
         let mut numbers = [[0.0; PANEL]; BLOCK];
-        for (column, (part, offset)) in columns[panel * PANEL..n.min((panel + 1) * PANEL)].iter().enumerate() {
-            let first = offset + block * BLOCK;
-            let range = first..first + rows.len();
-            let mut put = |at: usize, x: f32| numbers[at][column] = T::from_f32(x).to_f32();
+        for (row, numbers) in rows.iter().zip(&mut numbers) {
+            *numbers = std::array::from_fn(|column| row.get(column));
+        }
+        for at_row in start.max(first)..last.min(start + PANEL) {
+            let from = (at_row - first) * k + block * BLOCK;
+            let range = from..from + rows.len();
+            let mut put = |at: usize, x: f32| numbers[at][at_row - start] = T::from_f32(x).to_f32();
             match part.data {
                 FloatData::F32(v) => v[range].iter().enumerate().for_each(|(at, x)| put(at, *x)),
                 FloatData::F16(v) => v[range].iter().enumerate().for_each(|(at, x)| put(at, x.to_f32())),
@@ -166,7 +196,6 @@ fn pack_rows<T: Float, R: PanelRow>(threads: &Threads, parts: &[Matrix<'_>], n: 
             *row = R::from_numbers(numbers);
         }
     });
-    rows
 }
 
 #[cfg(test)]
@@ -189,5 +218,22 @@ mod tests {
         assert_eq!(weight.bytes(), 2 * 6 * 64);
         weight.read_row(37, &mut row);
         assert_eq!(row, short[37 * 6..38 * 6].iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+    }
+    #[test]
+    fn rows_are_written_in_place() {
+        let threads = Threads::new(2).unwrap();
+        let old: Vec<bf16> = (0..70 * 6).map(|i| bf16::from_f32(i as f32)).collect();
+        let new: Vec<f32> = (0..40 * 6).map(|i| 0.1 + i as f32).collect();
+        let mut weight = Weight::pack::<f32>(&threads, &[Matrix { rows: 70, cols: 6, data: FloatData::Bf16(&old) }]);
+        weight.rewrite::<f32>(&threads, 20, &Matrix { rows: 40, cols: 6, data: FloatData::F32(&new) });
+        let mut row = vec![0.0; 6];
+        for i in 0..70 {
+            weight.read_row(i, &mut row);
+            let expected: Vec<f32> = match i {
+                20..60 => new[(i - 20) * 6..(i - 19) * 6].to_vec(),
+                _ => old[i * 6..(i + 1) * 6].iter().map(|x| x.to_f32()).collect(),
+            };
+            assert_eq!(row, expected, "row {i}");
+        }
     }
 }

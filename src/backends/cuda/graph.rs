@@ -67,6 +67,17 @@ impl Graphs {
         }
     }
 
+    /// Drops all captures: their steps are captured anew when they come again.
+    pub fn forget(&self) {
+        self.device.bind();
+        for (_, step) in self.steps.borrow_mut().drain() {
+            if let Step::Captured(graph) = step {
+                // Safety: instantiated once; replays under way go on without it.
+                let _ = unsafe { result::graph::exec_destroy(graph) };
+            }
+        }
+    }
+
     /// Steps that are replayed.
     pub fn captured(&self) -> usize {
         self.steps.borrow().values().filter(|step| matches!(step, Step::Captured(_))).count()
@@ -75,12 +86,6 @@ impl Graphs {
 
 impl Drop for Graphs {
     fn drop(&mut self) {
-        self.device.bind();
-        for step in self.steps.borrow().values() {
-            if let Step::Captured(graph) = step {
-                // Safety: instantiated once.
-                let _ = unsafe { result::graph::exec_destroy(*graph) };
-            }
-        }
+        self.forget();
     }
 }

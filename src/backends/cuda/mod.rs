@@ -157,6 +157,18 @@ impl Backend for Cuda {
         Ok(weight)
     }
 
+    fn rewrite_weight(&self, weight: &mut Weight, first_row: usize, rows: Matrix<'_>) {
+        weight.write(&self.uploads, first_row, &rows);
+    }
+
+    fn synchronize(&self) {
+        self.device.synchronize();
+    }
+
+    fn forget_graphs(&self) {
+        self.graphs.forget();
+    }
+
     fn row_stride(&self, width: usize) -> usize {
         row_stride(width)
     }

@@ -38,22 +38,30 @@ impl Weight {
         }
         let n = parts.iter().map(|part| part.rows).sum();
         let ld = row_stride(k);
-        let memory = device.alloc(n * ld * size_of::<bf16>())?;
-        let row_bytes = ld * size_of::<bf16>();
-        let rows_a_copy = (Uploads::MAX_FILL / row_bytes).max(1);
-        let mut at = memory.ptr();
+        let weight = Weight { memory: device.alloc(n * ld * size_of::<bf16>())?, n, k, ld, plan: 0 };
+        let mut first_row = 0;
         for part in parts {
-            for first in (0..part.rows).step_by(rows_a_copy) {
-                let rows = rows_a_copy.min(part.rows - first);
-                uploads.fill(rows * row_bytes, at, |staged| {
-                    staged.par_chunks_mut(row_bytes).enumerate().with_min_len(64).for_each(|(row, to)| {
-                        write_row(&part.data, (first + row) * k, k, to);
-                    });
-                });
-                at += (rows * row_bytes) as u64;
-            }
+            weight.write(uploads, first_row, part);
+            first_row += part.rows;
         }
-        Ok(Weight { memory, n, k, ld, plan: 0 })
+        Ok(weight)
+    }
+
+    /// Writes rows `first_row..`, in the order of the stream.
+    pub fn write(&self, uploads: &Uploads, first_row: usize, part: &Matrix<'_>) {
+        assert_eq!(part.cols, self.k, "rows of another width");
+        assert!(first_row + part.rows <= self.n, "rows {first_row} and {} more of {}", part.rows, self.n);
+        let row_bytes = self.ld * size_of::<bf16>();
+        let rows_a_copy = (Uploads::MAX_FILL / row_bytes).max(1);
+        let start = self.ptr() + (first_row * row_bytes) as u64;
+        for first in (0..part.rows).step_by(rows_a_copy) {
+            let rows = rows_a_copy.min(part.rows - first);
+            uploads.fill(rows * row_bytes, start + (first * row_bytes) as u64, |staged| {
+                staged.par_chunks_mut(row_bytes).enumerate().with_min_len(64).for_each(|(row, to)| {
+                    write_row(&part.data, (first + row) * self.k, self.k, to);
+                });
+            });
+        }
     }
 
     pub fn ptr(&self) -> u64 {
