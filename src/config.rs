@@ -5,7 +5,7 @@
 mod args;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use args::{
@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::policy::PolicyConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
+use crate::rollout::dataset::DatasetOptions;
 use crate::rollout::limits::Limits;
 use crate::rollout::service::QueueOptions;
 use crate::selftest::SelftestConfig;
@@ -38,6 +39,7 @@ pub struct Config {
     /// Where the store is; in memory when `None`.
     pub data_dir: Option<PathBuf>,
     pub policy: PolicyConfig,
+    pub dataset: Option<DatasetOptions>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +103,7 @@ impl Config {
             limits,
             queue: queue(&args.queue)?,
             data_dir: args.data_dir.clone(),
+            dataset: dataset(&args.queue, args.data_dir.as_deref())?,
         })
     }
 }
@@ -115,6 +118,16 @@ fn queue(args: &QueueArgs) -> Result<QueueOptions> {
         ..StoreOptions::default()
     };
     Ok(QueueOptions { store, max_staleness: args.max_staleness })
+}
+
+fn dataset(args: &QueueArgs, data_dir: Option<&Path>) -> Result<Option<DatasetOptions>> {
+    let max_ahead = at_least_1("--max-ahead", args.max_ahead)?;
+    if args.dataset.is_some() && max_ahead > args.max_queued_groups {
+        return Err(Error::Setup(format!("--max-ahead {max_ahead}: more than --max-queued-groups {}", args.max_queued_groups)));
+    }
+    let epochs = args.epochs.map(|epochs| at_least_1("--epochs", epochs).map(|epochs| epochs as u64)).transpose()?;
+    let (config, scratch) = (args.rollout_config.clone(), data_dir.map(Path::to_owned));
+    Ok(args.dataset.clone().map(|file| DatasetOptions { file, config, max_ahead, epochs, scratch }))
 }
 
 fn http(args: &ServeArgs) -> Result<HttpConfig> {
@@ -260,7 +273,7 @@ fn at_least(flag: &str, value: usize, least: usize) -> Result<usize> {
 
 /// A hub id is its own name; of a folder the last part is enough, the rest is nobody's business.
 fn default_name(source: &str) -> String {
-    let path = std::path::Path::new(source);
+    let path = Path::new(source);
     match (path.is_dir(), path.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))) {
         (true, Some(name)) => name,
         _ => source.to_owned(),

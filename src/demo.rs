@@ -30,6 +30,8 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     // The model is so small that a GPU would only take longer to start.
     serve_args.engine.device = "cpu".into();
     serve_args.served_model_name = vec![MODEL.into()];
+    let data = std::env::temp_dir().join(format!("grouper-demo-{}", std::process::id()));
+    serve_args.data_dir = Some(data.clone());
     let config = Config::from_args(&serve_args)?;
     let bars = Bars::new(LogFormat::Text);
     let running = Running::start(&config, &folder, api::bind(&config.http)?, &bars)?;
@@ -46,6 +48,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         serve::a_signal().await?;
     }
     running.stop(Duration::from_secs(5)).await;
+    let _ = std::fs::remove_dir_all(data);
     Ok(())
 }
 

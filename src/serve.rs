@@ -13,6 +13,7 @@ use crate::config::{Config, LogFormat, ServeArgs};
 use crate::error::{Error, Result};
 use crate::hub::{self, HubEnv};
 use crate::load::{self, Loaded};
+use crate::rollout::dataset::DatasetTask;
 use crate::rollout::feeder::Feeder;
 use crate::rollout::service::RolloutService;
 use crate::store::{BatchStore, Clock, SqliteStore};
@@ -25,7 +26,8 @@ pub async fn run(args: &ServeArgs) -> Result<()> {
     let listener = api::bind(&config.http)?;
     let bars = Bars::new(args.log_format);
     let folder = hub::resolve(&config.model.source, &config.model.revision, &HubEnv::from_env(), &bars).await?;
-    let running = Running::start(&config, &folder, listener, &bars)?;
+    let mut running = Running::start(&config, &folder, listener, &bars)?;
+    running.read_dataset(&config).await?;
     bars.say(&format!("limits: {}", config.limits));
     let address = running.server.address();
     bars.say(&format!("ready in {:.1} s on http://{address}  docs: /docs  health: /health", started.elapsed().as_secs_f64()));
@@ -45,7 +47,9 @@ pub async fn run(args: &ServeArgs) -> Result<()> {
 pub struct Running {
     pub server: Server,
     pub loaded: Loaded,
+    service: Arc<RolloutService>,
     feeder: Feeder,
+    dataset: Option<DatasetTask>,
 }
 
 impl Running {
@@ -64,12 +68,23 @@ impl Running {
         let name = config.model.served_names[0].clone();
         let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
         let server = Server::start(listener, AppState::new(config, service.clone(), loaded.policy.clone()))?;
-        Ok(Running { server, loaded, feeder: Feeder::start(service) })
+        Ok(Running { server, loaded, feeder: Feeder::start(service.clone()), service, dataset: None })
+    }
+
+    /// Queues the rows of the configured data set, if there is one.
+    pub async fn read_dataset(&mut self, config: &Config) -> Result<()> {
+        if let Some(options) = &config.dataset {
+            self.dataset = Some(DatasetTask::start(self.service.clone(), options).await?);
+        }
+        Ok(())
     }
 
     /// Drains the server, then ends the engine.
     pub async fn stop(self, timeout: Duration) {
         let drained = self.server.shut_down(timeout).await;
+        if let Some(dataset) = self.dataset {
+            dataset.stop();
+        }
         self.feeder.stop().await;
         self.loaded.engine.shutdown();
         // An engine with samples left ends with the process.

@@ -35,7 +35,7 @@ impl FromRequest<AppState> for NoBody {
 
     async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
-        read_body(request.into_body(), 1 << 20).await?;
+        read_body(request, 1 << 20, "a body that is not looked at may have").await?;
         Ok(NoBody)
     }
 }

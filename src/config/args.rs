@@ -157,6 +157,18 @@ pub struct QueueArgs {
     /// How long a request's idempotency key is remembered: 24h, 90m, 30s
     #[arg(long, default_value = "24h", value_parser = parse_duration, env = "GROUPER_IDEMPOTENCY_TTL")]
     pub idempotency_ttl: Duration,
+    /// JSON lines or Parquet whose rows are queued by themselves
+    #[arg(long, value_name = "FILE", env = "GROUPER_DATASET")]
+    pub dataset: Option<PathBuf>,
+    /// JSON of a rollout request without groups, for the rows of --dataset
+    #[arg(long, value_name = "FILE", requires = "dataset", env = "GROUPER_ROLLOUT_CONFIG")]
+    pub rollout_config: Option<PathBuf>,
+    /// Groups of --dataset that may be pending, ready or leased
+    #[arg(long, default_value_t = 256, env = "GROUPER_MAX_AHEAD")]
+    pub max_ahead: usize,
+    /// Times that --dataset is gone through [default: for ever]
+    #[arg(long, requires = "dataset", env = "GROUPER_EPOCHS")]
+    pub epochs: Option<usize>,
 }
 
 /// Flags of everything that runs an engine.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::delivery::{LeaseReply, rewards_of};
 use super::figures::Tally;
 use super::generator::Generator;
-use super::group::{Attempt, Finished, Outcome};
+use super::group::Attempt;
 use super::reply::{GroupReply, RolloutReply, SampleReply, ScoredGroup};
 use crate::error::{Error, Result};
 use crate::model::input::{MediaInput, MediaKind};
@@ -63,9 +63,10 @@ impl Layout {
         });
         let mut tally = Tally::default();
         for (position, group) in groups.iter().enumerate() {
-            tally.add(&mut Finished { position, outcome: Outcome::Dropped(""), attempts: vec![attempt(group)] });
+            tally.add_attempts(position, &mut vec![attempt(group)]);
         }
         let mut metrics = tally.figures(&reward_names(&groups).into_iter().map(Into::into).collect::<Vec<_>>());
+        // Of what was dropped on the way a lease knows nothing.
         metrics.0.retain(|(name, _)| !["num_groups_dropped", "num_groups_bad", "num_refills"].contains(&&**name));
         self.encode(&groups, metadata, json!(metrics))
     }

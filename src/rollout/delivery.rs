@@ -16,7 +16,7 @@ use super::queue::{StoredGroup, from_json};
 use super::reply::ScoredGroup;
 use super::service::RolloutService;
 use crate::error::{Error, Result};
-use crate::store::{DeadGroup, Job, Lease, LeaseWish};
+use crate::store::{DeadGroup, Job, Lease, LeaseWish, QueueCounts};
 
 /// How often a waiting learner looks again, for leases of others that expire.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -170,13 +170,15 @@ impl RolloutService {
     /// A number of groups that can never be queued, times that are out of range.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Option<LeaseReply>> {
         let limits = self.generator.limits();
-        in_range("num_groups", request.num_groups, 1, self.options.store.max_queued_groups)?;
         let wait_ms = request.wait_ms.unwrap_or(0);
         in_range("wait_ms", wait_ms, 0, limits.max_wait_ms)?;
         let lease_ms = request.lease_ms.unwrap_or(DEFAULT_LEASE_MS);
         in_range("lease_ms", lease_ms, 1, limits.max_lease_ms)?;
         let queue = request.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
         check_label("queue", &queue, MAX_QUEUE_NAME)?;
+        let dataset = self.dataset.get().filter(|dataset| dataset.queue == queue);
+        let most = dataset.map_or(usize::MAX, |dataset| dataset.max_ahead).min(self.options.store.max_queued_groups);
+        in_range("num_groups", request.num_groups, 1, most)?;
         if let Some(learner) = &request.learner {
             check_label("learner", learner, limits.max_id_bytes)?;
         }
@@ -185,10 +187,13 @@ impl RolloutService {
         let mut changes = self.store.changes();
         loop {
             changes.mark_unchanged();
+            let ending = dataset.is_some_and(|dataset| dataset.is_exhausted());
+            let left = if ending { self.store.counts().await?.remove(&queue).unwrap_or_default() } else { QueueCounts::default() };
             let wish = LeaseWish {
                 queue: queue.clone(),
                 num_groups: request.num_groups,
-                partial: false,
+                // The last groups of a data set may be fewer.
+                partial: ending && left.pending == 0,
                 lease_ms,
                 learner: request.learner.clone(),
                 version: self.version(),
@@ -198,6 +203,9 @@ impl RolloutService {
             if let Some(lease) = self.store.lease(wish).await? {
                 histogram!("grouper_lease_wait_seconds").record(started.elapsed().as_secs_f64());
                 return Ok(Some(self.reply(lease)?));
+            }
+            if ending && left.pending + left.ready == 0 {
+                return Err(Error::Gone { code: "end_of_data", message: "the data set's last group was delivered".into() });
             }
             // A server that ends does not make it wait for learners.
             if Instant::now() >= deadline || self.generator.is_draining() {

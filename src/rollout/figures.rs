@@ -25,7 +25,11 @@ impl Tally {
         self.num_dropped += usize::from(matches!(group.outcome, Outcome::Dropped(_)));
         self.num_bad += usize::from(matches!(group.outcome, Outcome::Bad { .. }));
         self.num_refills += group.attempts.len().saturating_sub(1);
-        self.attempts.entry(group.position).or_default().append(&mut group.attempts);
+        self.add_attempts(group.position, &mut group.attempts);
+    }
+
+    pub fn add_attempts(&mut self, position: usize, attempts: &mut Vec<Attempt>) {
+        self.attempts.entry(position).or_default().append(attempts);
     }
 
     pub fn figures(&self, keys: &[Arc<str>]) -> Named<Value> {

@@ -6,6 +6,7 @@
 
 pub mod advantage;
 pub mod batch;
+pub mod dataset;
 pub mod delivery;
 pub mod feeder;
 mod figures;

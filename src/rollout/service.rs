@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use futures::future::Either;
 use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::advantage::advantages;
 use super::batch::{Layout, check_media};
+use super::dataset::Dataset;
 use super::delivery::on_a_thread;
 use super::figures::Tally;
 use super::generator::{Generator, Permit};
@@ -37,6 +38,7 @@ pub struct RolloutService {
     pub(super) options: QueueOptions,
     /// Groups of the store that are being generated, by uid.
     pub(super) under_way: Mutex<HashMap<String, AbortHandle>>,
+    pub(super) dataset: OnceLock<Arc<Dataset>>,
 }
 
 /// What an operator decides about queues.
@@ -67,7 +69,16 @@ impl RolloutService {
         let info = generator.engine().info();
         let served = Served { model: model.into(), vocab_size: info.vocab_size, max_model_len: info.max_model_len };
         let replies = Arc::new(Replies::new(store.clone(), generator.limits().max_idempotency_keys));
-        RolloutService { generator, served, pool: Arc::default(), replies, store, options, under_way: Mutex::default() }
+        RolloutService {
+            generator,
+            served,
+            pool: Arc::default(),
+            replies,
+            store,
+            options,
+            under_way: Mutex::default(),
+            dataset: OnceLock::new(),
+        }
     }
 
     /// Generates, scores and normalises all groups. Dropping the future cancels everything, unless the request has a key.

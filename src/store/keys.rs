@@ -29,7 +29,7 @@ impl Ops<'_> {
     }
 
     pub(super) fn insert_key(&self, key: &NewKey) -> Attempt<()> {
-        self.db.prepare_cached("INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        self.db.prepare_cached("INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, coalesce(length(?5), 0), ?6)")?.execute(params![
             key.key,
             key.fingerprint,
             key.seed as i64,
@@ -41,16 +41,18 @@ impl Ops<'_> {
     }
 
     pub fn set_reply(&self, key: &str, reply: &[u8]) -> Attempt<()> {
-        self.db.prepare_cached("UPDATE keys SET reply = ?2, at_ms = ?3 WHERE key = ?1")?.execute(params![key, reply, self.now])?;
-        // Room for younger replies; the one just written stays in any case.
-        let mut select =
-            self.db.prepare_cached("SELECT key, length(reply) FROM keys WHERE reply IS NOT NULL ORDER BY at_ms DESC, rowid DESC")?;
-        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let mut bytes = 0;
-        for row in rows.collect::<Result<Vec<(String, usize)>, _>>()? {
-            bytes += row.1;
-            if bytes > self.options.max_reply_bytes && row.0 != key {
-                self.free_key(&row.0)?;
+        self.db
+            .prepare_cached("UPDATE keys SET reply = ?2, bytes = length(?2), at_ms = ?3 WHERE key = ?1")?
+            .execute(params![key, reply, self.now])?;
+        // Room for younger replies; the youngest stays in any case.
+        let mut select = self.db.prepare_cached("SELECT rowid, bytes FROM keys WHERE bytes > 0 ORDER BY at_ms DESC, rowid DESC")?;
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<Vec<(i64, usize)>, _>>()?;
+        let mut sum = 0;
+        for (rowid, bytes) in rows {
+            let is_youngest = sum == 0;
+            sum += bytes;
+            if sum > self.options.max_reply_bytes && !is_youngest {
+                self.db.prepare_cached("DELETE FROM keys WHERE rowid = ?1")?.execute([rowid])?;
             }
         }
         Ok(())

@@ -15,7 +15,6 @@ struct Record {
 
 impl Ops<'_> {
     pub fn lease(&self, lease_id: &str, wish: &LeaseWish) -> Attempt<Option<Lease>> {
-        self.expire()?;
         if let Some(age) = wish.drop_older {
             self.drop_stale(&wish.queue, wish.version.saturating_sub(age))?;
         }
@@ -86,7 +85,7 @@ impl Ops<'_> {
         Ok(())
     }
 
-    /// Ends leases whose time is over.
+    /// Ends leases whose time is over: the beginning of every transaction.
     pub fn expire(&self) -> Attempt<usize> {
         let mut select = self.db.prepare_cached("SELECT lease_id FROM leases WHERE state = 'live' AND expires_ms <= ?1")?;
         let over: Vec<String> = select.query_map([self.now], |row| row.get(0))?.collect::<Result<_, _>>()?;
@@ -98,7 +97,6 @@ impl Ops<'_> {
     }
 
     pub fn ack(&self, lease_id: &str, fence: u64) -> Attempt<Vec<String>> {
-        self.expire()?;
         if self.held(lease_id, fence, "acked")? {
             self.end(lease_id, "acked")?;
             let mut groups =
@@ -116,7 +114,6 @@ impl Ops<'_> {
     }
 
     pub fn nack(&self, lease_id: &str, fence: u64, reason: Option<&str>) -> Attempt<Vec<String>> {
-        self.expire()?;
         if !self.held(lease_id, fence, "nacked")? {
             return Ok(Vec::new());
         }
@@ -125,7 +122,6 @@ impl Ops<'_> {
     }
 
     pub fn extend(&self, lease_id: &str, fence: u64, lease_ms: u64) -> Attempt<u64> {
-        self.expire()?;
         self.held(lease_id, fence, "live")?;
         let expires_at = self.now + lease_ms;
         self.db
@@ -180,7 +176,6 @@ impl Ops<'_> {
     }
 
     pub fn leases(&self, learner: Option<&str>, with_payloads: bool) -> Attempt<Vec<Lease>> {
-        self.expire()?;
         let mut select = self.db.prepare_cached(
             "SELECT lease_id, fence, queue, learner, expires_ms FROM leases
              WHERE state = 'live' AND (?1 IS NULL OR learner = ?1) ORDER BY fence",

@@ -57,7 +57,7 @@ impl Default for StoreOptions {
             max_generations: 5,
             key_ttl_ms: DAY_MS,
             max_reply_bytes: 512 << 20,
-            retention_ms: 7 * DAY_MS,
+            retention_ms: DAY_MS,
         }
     }
 }

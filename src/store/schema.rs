@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &["
         settings   BLOB NOT NULL,
         at_ms      INTEGER NOT NULL
     ) STRICT;
+    CREATE INDEX rollouts_by_age ON rollouts (at_ms);
     -- seq is the place in the queue for life.
     CREATE TABLE groups (
         seq         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -28,6 +29,7 @@ const MIGRATIONS: &[&str] = &["
         payload     BLOB
     ) STRICT;
     CREATE INDEX groups_by_state ON groups (state, queue, seq);
+    CREATE INDEX groups_done ON groups (at_ms) WHERE state IN ('acked', 'dropped');
     CREATE INDEX groups_by_lease ON groups (lease_id) WHERE lease_id IS NOT NULL;
     CREATE INDEX groups_by_rollout ON groups (rollout_id, seq);
     CREATE TABLE leases (
@@ -41,6 +43,7 @@ const MIGRATIONS: &[&str] = &["
         at_ms      INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX leases_by_state ON leases (state, expires_ms);
+    CREATE INDEX leases_done ON leases (at_ms) WHERE state != 'live';
     CREATE TABLE blobs (sha256 TEXT PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
     CREATE TABLE group_blobs (
         seq    INTEGER NOT NULL,
@@ -62,9 +65,10 @@ const MIGRATIONS: &[&str] = &["
         seed        INTEGER NOT NULL,
         rollout_id  TEXT NOT NULL,
         reply       BLOB,
+        bytes       INTEGER NOT NULL,
         at_ms       INTEGER NOT NULL
     ) STRICT;
-    CREATE INDEX keys_by_age ON keys (at_ms);
+    CREATE INDEX keys_by_age ON keys (at_ms, bytes);
     CREATE TABLE cursors (queue TEXT PRIMARY KEY, cursor BLOB NOT NULL) STRICT;
     CREATE TABLE fences (only_one INTEGER PRIMARY KEY CHECK (only_one = 0), last INTEGER NOT NULL) STRICT;
     INSERT INTO fences VALUES (0, 0);

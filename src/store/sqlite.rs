@@ -80,7 +80,7 @@ impl BatchStore for SqliteStore {
     }
 
     async fn start(&self, limit: usize) -> Result<Vec<Job>> {
-        self.shared.call(Needs::Room, move |ops| ops.start(limit)).await
+        self.shared.call(Needs::Little, move |ops| ops.start(limit)).await
     }
 
     async fn finish(&self, uid: &str, outcome: Outcome) -> Result<bool> {
@@ -130,7 +130,7 @@ impl BatchStore for SqliteStore {
         self.shared
             .call(Needs::Little, |ops| {
                 ops.forget_old()?;
-                ops.expire()
+                Ok(ops.expired.get())
             })
             .await
     }

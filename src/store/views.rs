@@ -24,7 +24,7 @@ impl Ops<'_> {
         }
         let mut states = self
             .db
-            .prepare_cached("SELECT queue, state, count(*) FROM groups WHERE state NOT IN ('acked', 'dropped') GROUP BY state, queue")?;
+            .prepare_cached("SELECT queue, state, count(*) FROM groups WHERE state IN ('accepted', 'generating', 'ready', 'leased', 'dead') GROUP BY state, queue")?;
         let states = states.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)? as u64)))?;
         for state in states {
             let (queue, state, count) = state?;

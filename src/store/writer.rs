@@ -21,11 +21,13 @@ pub(super) struct Ops<'a> {
     pub now: u64,
     /// Set by what may give someone something to do.
     pub changed: Cell<bool>,
+    /// Leases that this transaction found to be over.
+    pub expired: Cell<usize>,
 }
 
 impl Ops<'_> {
     pub fn new<'a>(db: &'a Connection, options: &'a StoreOptions, now: u64) -> Ops<'a> {
-        Ops { db, options, now, changed: Cell::new(false) }
+        Ops { db, options, now, changed: Cell::new(false), expired: Cell::new(0) }
     }
 
     pub fn tell(&self) {
@@ -180,7 +182,7 @@ impl Writer {
         if let Some(failure) = self.failure.get() {
             return Err(Error::Storage { message: failure.clone(), full: false });
         }
-        let full = self.full.get().is_some_and(|since| since.elapsed() < RETRY || !self.make_reserve());
+        let full = self.full.get().is_some_and(|since| since.elapsed() < RETRY || !(self.make_reserve() || self.has_free_pages()));
         let ops = Ops::new(&self.db, &self.options, self.clock.now_ms());
         let result = self.attempt(&ops, batch, full);
         if result.is_ok() && ops.changed.get() {
@@ -194,6 +196,12 @@ impl Writer {
 
     fn attempt(&self, ops: &Ops<'_>, batch: &mut [Task], full: bool) -> rusqlite::Result<Vec<Result<()>>> {
         self.db.execute_batch("BEGIN IMMEDIATE")?;
+        // Before any task, and not undone with one that is refused: what a caller was told to be over stays so.
+        match ops.expire() {
+            Ok(ended) => ops.expired.set(ended),
+            Err(Fault::Sql(error)) => return Err(error),
+            Err(Fault::Refused(error)) => tracing::error!("leases do not expire: {error}"),
+        }
         let mut results = Vec::with_capacity(batch.len());
         for task in batch {
             if full && task.needs == Needs::Room {
@@ -255,6 +263,12 @@ impl Writer {
                 false
             }
         }
+    }
+
+    /// What was acked made room within the file, which does not shrink.
+    fn has_free_pages(&self) -> bool {
+        let pragma = |name: &str| self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, usize>(0)).unwrap_or(0);
+        pragma("freelist_count") * pragma("page_size") >= 2 * RESERVE_BYTES
     }
 
     fn give_up_reserve(&self) {

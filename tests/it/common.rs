@@ -20,6 +20,7 @@ pub const CONTEXT: usize = 512;
 pub struct Server {
     pub url: String,
     pub client: Client,
+    config: Config,
     running: Option<Running>,
 }
 
@@ -38,7 +39,12 @@ impl Server {
         let config = Config::from_args(&ServeArgs::try_parse_from(words).unwrap()).unwrap();
         let running = Running::start(&config, folder, api::bind(&config.http).unwrap(), &Bars::quiet()).unwrap();
         let client = Client::builder().no_proxy().build().unwrap();
-        Server { url: format!("http://{}", running.server.address()), client, running: Some(running) }
+        Server { url: format!("http://{}", running.server.address()), client, config, running: Some(running) }
+    }
+
+    /// Queues the rows of the data set that the flags name.
+    pub async fn read_dataset(&mut self) -> grouper::error::Result<()> {
+        self.running.as_mut().unwrap().read_dataset(&self.config).await
     }
 
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {

@@ -132,15 +132,17 @@ impl World {
 }
 
 /// The server as a process of its own.
-struct ServerProcess {
+pub struct ServerProcess {
     child: Child,
 }
 
 impl ServerProcess {
-    fn start(folder: &Path, port: u16) -> Self {
+    /// Starts a server on a data folder and waits until it is ready.
+    pub fn start(folder: &Path, port: u16, env: &[(&str, PathBuf)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_grouper"));
         command.arg("serve").arg(golden::model("tiny-vl")).args(["--port", &port.to_string(), "--device", "cpu", "--threads", "1"]);
         command.args(["--max-model-len", "512", "--kv-cache-memory", "16M", "--max-deliveries", "100000", "--max-generations", "100000"]);
+        command.envs(env.iter().map(|(name, value)| (name, value)));
         command.arg("--data-dir").arg(folder).stdout(Stdio::null()).stderr(Stdio::piped()).env("RUST_LOG", "warn");
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -160,7 +162,7 @@ impl ServerProcess {
         ServerProcess { child }
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         // SIGKILL.
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -315,7 +317,7 @@ async fn killed_servers_keep_their_promises() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut server = ServerProcess::start(&data, port);
+    let mut server = ServerProcess::start(&data, port, &[]);
     let world = Arc::new(World {
         client: Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap(),
         url: format!("http://127.0.0.1:{port}"),
@@ -336,7 +338,7 @@ async fn killed_servers_keep_their_promises() {
         let path = data.clone();
         server = tokio::task::spawn_blocking(move || {
             server.kill();
-            ServerProcess::start(&path, port)
+            ServerProcess::start(&path, port, &[])
         })
         .await
         .unwrap();

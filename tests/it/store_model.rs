@@ -137,6 +137,7 @@ impl Race<'_> {
     }
 
     async fn accept(&mut self, count: usize) {
+        self.model.expire();
         let name = format!("r{}", self.model.groups.len());
         let result = self.store().accept(rollout(&name, count)).await;
         if self.model.queued() + count > MAX_QUEUED {
@@ -149,6 +150,7 @@ impl Race<'_> {
     }
 
     async fn generate(&mut self, count: usize) {
+        self.model.expire();
         let jobs = self.store().start(count).await.unwrap();
         let waiting = (0..self.model.groups.len()).filter(|i| self.model.groups[*i].state == State::Accepted);
         let expected: Vec<usize> = waiting.take(count).collect();
