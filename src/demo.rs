@@ -164,6 +164,11 @@ The server runs on: {url}   docs: {url}/docs   health: {url}/health   Ctrl-C end
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{"messages": [{{"role": "user", "content": "3 + 4 = ?"}}]}}'
 
   curl {url}/metrics
+
+It learns, too. From the source folder, in a second terminal (accuracy goes from 0.4 to 0.85 in some minutes):
+
+  pip install torch transformers pillow ./clients/python
+  python examples/learner/grpo.py --url {url}
 "#
     )
 }
