@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
-use crate::backends::{Backend, LaunchTime, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
 use super::policy::NewWeights;
 use super::scoring::Scorer;
+use crate::backends::{Backend, LaunchTime, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};

@@ -36,8 +36,8 @@ pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;
 use kernels::Kernels;
-use staging::{Collected, Downloads, Ticket, Uploads};
 use shared::Shared;
+use staging::{Collected, Downloads, Ticket, Uploads};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
 /// Threads of most kernels.
