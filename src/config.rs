@@ -3,17 +3,20 @@
 //! Spellings are vLLM's where vLLM has the flag. Every flag can come from the environment as `GROUPER_…`.
 
 mod args;
+mod scoring;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use args::{BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, SelftestArgs, ServeArgs};
+pub use scoring::{JudgeArgs, ScoreArgs};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
+use crate::judges::JudgeConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
 use crate::rollout::limits::Limits;
@@ -29,6 +32,7 @@ pub struct Config {
     pub seed: Option<u64>,
     pub processor: ProcessorOptions,
     pub limits: Limits,
+    pub judges: JudgeConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -77,7 +81,9 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
-        Ok(Config { model, http: http(args)?, engine: engine(&args.engine)?, seed: args.seed, processor, limits })
+        let engine = engine(&args.engine)?;
+        let judges = args.judges.config(engine.device, engine.dtype, engine.threads)?;
+        Ok(Config { model, http: http(args)?, engine, seed: args.seed, processor, limits, judges })
     }
 }
 

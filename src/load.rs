@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use crate::config::Config;
 use crate::engine::handle::EngineHandle;
 use crate::error::Result;
+use crate::judges::Judges;
 use crate::model::config::ModelConfig;
 use crate::processor::Processor;
 use crate::rollout::generator::Generator;
@@ -17,6 +18,7 @@ pub struct Loaded {
     /// Ends after [`EngineHandle::shutdown`].
     pub thread: JoinHandle<()>,
     pub generator: Arc<Generator>,
+    pub judges: Arc<Judges>,
 }
 
 /// Loads a folder; `progress` is told what begins.
@@ -28,8 +30,10 @@ pub fn start(config: &Config, folder: &Path, progress: &dyn Fn(&str)) -> Result<
     progress("reading the configuration and the tokenizer");
     let model = ModelConfig::load(folder)?;
     let processor = Processor::load(folder, &model, config.processor.clone())?;
+    // Before the engine, whose cache takes what is left of a GPU.
+    let judges = Judges::load(&config.judges, progress)?;
     progress("loading the weights");
     let (engine, thread) = crate::engine::start_on_device(folder, &config.engine)?;
     let generator = Generator::new(Arc::new(processor), engine.clone(), &model, config.limits.clone());
-    Ok(Loaded { engine, thread, generator: Arc::new(generator) })
+    Ok(Loaded { engine, thread, generator: Arc::new(generator), judges: Arc::new(judges) })
 }

@@ -56,7 +56,7 @@ impl Running {
         let figures =
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
-        let server = Server::start(listener, AppState::new(config, loaded.generator.clone()))?;
+        let server = Server::start(listener, AppState::new(config, loaded.generator.clone(), loaded.judges.clone()))?;
         Ok(Running { server, loaded })
     }
 

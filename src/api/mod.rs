@@ -17,6 +17,7 @@ mod sse;
 
 pub use auth::{Key, Keys};
 pub use docs::openapi;
+pub use json::read_json;
 pub use routes::{ROUTES, Role, Route};
 pub use server::{Server, bind};
 
@@ -27,6 +28,7 @@ use axum::middleware;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::Config;
+use crate::judges::Judges;
 use crate::rollout::generator::Generator;
 use crate::rollout::service::RolloutService;
 
@@ -51,7 +53,7 @@ struct Http {
 }
 
 impl AppState {
-    pub fn new(config: &Config, generator: Arc<Generator>) -> Self {
+    pub fn new(config: &Config, generator: Arc<Generator>, judges: Arc<Judges>) -> Self {
         let names = &config.model.served_names;
         let http = Http {
             keys: Keys { api: config.http.api_key.as_deref().map(Key::new), control: config.http.control_key.as_deref().map(Key::new) },
@@ -60,7 +62,7 @@ impl AppState {
             seed: config.seed,
             created: unix_seconds(),
         };
-        let service = Arc::new(RolloutService::new(generator.clone(), names[0].clone()));
+        let service = Arc::new(RolloutService::new(generator.clone(), names[0].clone()).with_judges(judges));
         AppState { service, generator, http: Arc::new(http), health: Arc::default() }
     }
 

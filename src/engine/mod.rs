@@ -32,6 +32,7 @@ use crate::backends::cpu::Cpu;
 use crate::backends::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::config::Head;
 use handle::{Command, EngineHandle, EngineStats};
 use runner::{InFlight, Runner};
 use scheduler::{Plan, Scheduler};
@@ -138,6 +139,9 @@ pub fn start_cpu(folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, 
 /// Loads a model folder onto a backend and runs the engine on a thread of its own.
 pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Result<(EngineHandle, JoinHandle<()>)> {
     let model = Model::load(&backend, folder)?;
+    if model.config.head != Head::Vocabulary {
+        return Err(Error::Model(format!("{} is a reward model, which draws no tokens", folder.display())));
+    }
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
     let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
     let stats = Arc::new(EngineStats::default());

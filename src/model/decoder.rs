@@ -1,17 +1,17 @@
 //! The decoder of Qwen2.5 and Qwen2.5-VL: pre-norm blocks of grouped-query attention and SwiGLU over an f32 residual stream.
 
 use super::activations::Activations;
-use super::config::ModelConfig;
+use super::config::{Head, ModelConfig};
 use super::mrope;
 use super::weights::Checkpoint;
-use crate::backends::{Backend, HeadShape, Matrix, RopeQkv, Store, TokenSource};
+use crate::backends::{Backend, HeadShape, RopeQkv, Store, TokenSource};
 use crate::error::Result;
 
 pub struct Decoder<B: Backend> {
     embed: B::Weight,
     layers: Vec<Layer<B>>,
     norm: B::Buf<f32>,
-    /// `None`: the head is the embedding table.
+    /// To the vocabulary, or to a score; `None`: the embedding table.
     head: Option<B::Weight>,
     inv_freq: B::Buf<f32>,
     /// Which position axis turns each frequency.
@@ -76,12 +76,10 @@ impl<B: Backend> Decoder<B> {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let head = match config.tie_word_embeddings {
-            true => None,
-            false => {
-                let tensor = checkpoint.claim("lm_head.weight", &[config.vocab_size, hidden])?;
-                Some(b.weight(&[Matrix { rows: config.vocab_size, cols: hidden, data: tensor.data() }])?)
-            }
+        let head = match (config.head, config.tie_word_embeddings) {
+            (Head::Score, _) => Some(weight(&[("score", 1)], "", hidden)?),
+            (Head::Vocabulary, true) => None,
+            (Head::Vocabulary, false) => Some(weight(&[("lm_head", config.vocab_size)], "", hidden)?),
         };
         let inv_freq = mrope::inv_freq(config.rope_theta, config.head_dim);
         // A text model has one position an axis: all frequencies may read the first.

@@ -21,11 +21,13 @@ use super::request::RolloutRequest;
 use super::rewarder::ScorePool;
 use super::scoring::{self, ScoreReply, ScoreRequest};
 use crate::error::{Error, Result};
+use crate::judges::Judges;
 
 pub struct RolloutService {
     generator: Arc<Generator>,
     served: Served,
     pool: Arc<ScorePool>,
+    judges: Arc<Judges>,
     replies: Arc<Replies>,
 }
 
@@ -42,7 +44,12 @@ impl RolloutService {
         let info = generator.engine().info();
         let served = Served { model: model.into(), vocab_size: info.vocab_size, max_model_len: info.max_model_len };
         let replies = Arc::new(Replies::new(generator.limits()));
-        RolloutService { generator, served, pool: Arc::default(), replies }
+        RolloutService { generator, served, pool: Arc::default(), judges: Arc::default(), replies }
+    }
+
+    /// The same service with judges that rewards may ask.
+    pub fn with_judges(self, judges: Arc<Judges>) -> Self {
+        RolloutService { judges, ..self }
     }
 
     /// Generates, scores and normalises all groups. Dropping the future cancels everything, unless the request has a key.
@@ -60,7 +67,7 @@ impl RolloutService {
 
     async fn run_or_join(&self, request: RolloutRequest) -> Result<RolloutReply> {
         let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
-        let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        let mut plan = Plan::new(request, self.generator.limits(), &self.served, &self.judges)?;
         match plan.idempotency_key.take().zip(fingerprint) {
             None => self.start(plan)?.finish().await,
             Some((key, fingerprint)) => {
@@ -78,7 +85,7 @@ impl RolloutService {
     /// As [`RolloutService::run`], before the first group.
     pub fn stream(self: Arc<Self>, request: RolloutRequest) -> Result<impl Stream<Item = Result<StreamItem>> + Send + use<>> {
         let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
-        let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        let mut plan = Plan::new(request, self.generator.limits(), &self.served, &self.judges)?;
         if plan.settings.recipe.spans_groups() {
             return Err(Error::invalid("advantage", "this recipe reckons over all groups of a request, which a stream does not wait for"));
         }
@@ -103,7 +110,7 @@ impl RolloutService {
 
     /// Rewards and advantages of completions that were generated elsewhere.
     pub async fn score(&self, request: ScoreRequest) -> Result<ScoreReply> {
-        scoring::score(request, self.generator.limits(), &self.pool).await
+        scoring::score(request, self.generator.limits(), &self.judges, &self.pool).await
     }
 
     pub fn generator(&self) -> &Arc<Generator> {
