@@ -113,8 +113,8 @@ impl Caller {
         let url = self.check(&ask.url).map_err(|why| Error::invalid("", format!("url: {:?} {why}", ask.url)))?;
         let key = ask.api_key_env.as_ref().map(|name| {
             let value = std::env::var(name).ok().and_then(|key| HeaderValue::try_from(format!("Bearer {}", key.trim())).ok());
-            let mut value = value
-                .ok_or_else(|| Error::invalid("", format!("api_key_env: the server's environment has no {name} that is a token")))?;
+            let mut value =
+                value.ok_or_else(|| Error::invalid("", format!("api_key_env: the server's environment has no {name} that is a token")))?;
             value.set_sensitive(true);
             Ok::<_, Error>(value)
         });

@@ -93,13 +93,15 @@ impl Run {
             _ => None,
         };
         let prompt = Arc::new(self.before_deadline(self.generator.prepare(prompt)).await??);
-        let context = self.settings.rewarder.asks_judges().then(|| Arc::new(Context {
-            prompt: Some(prompt.text.clone()),
-            messages,
-            has_media: !prompt.images.is_empty(),
-            solution: facts.solution.clone(),
-            fields: facts.fields.clone(),
-        }));
+        let context = self.settings.rewarder.asks_judges().then(|| {
+            Arc::new(Context {
+                prompt: Some(prompt.text.clone()),
+                messages,
+                has_media: !prompt.images.is_empty(),
+                solution: facts.solution.clone(),
+                fields: facts.fields.clone(),
+            })
+        });
         let prompt_len = prompt.input.token_ids.len();
         let sampling = self.settings.sampling.for_prompt(prompt_len, self.generator.engine().info().max_model_len);
         for attempt in 0.. {
@@ -187,7 +189,8 @@ impl Run {
     /// Decodes and scores a sample on a thread of its own while its siblings go on. Judges are asked in between, on no thread.
     async fn score(&self, group: &Group, index: usize, output: SampleOutput) -> (usize, ScoredSample) {
         let read = {
-            let (tokenizer, facts, sampling) = (self.generator.processor().tokenizer().clone(), group.facts.clone(), group.sampling.clone());
+            let (tokenizer, facts, sampling) =
+                (self.generator.processor().tokenizer().clone(), group.facts.clone(), group.sampling.clone());
             move || {
                 let start = std::time::Instant::now();
                 let text = final_text(&tokenizer, &output.token_ids, &sampling.stop.into(), sampling.min_tokens);

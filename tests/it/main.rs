@@ -14,6 +14,7 @@ mod formula;
 mod golden;
 mod golden_model;
 mod golden_processor;
+mod judges;
 mod rollout_advantage;
 mod rollout_plan;
 mod rollout_service;

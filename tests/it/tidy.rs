@@ -30,8 +30,10 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("engine/mod.rs", &["async fn", ".await"]),
     ("engine/scheduler.rs", &["async fn", ".await", "crate::backends::cpu"]),
     ("rollout/", &["crate::api", "crate::config", "crate::backends", "axum"]),
+    ("judges/", &["crate::rollout", "crate::api", "crate::config", "axum"]),
+    ("judges/model.rs", &["reqwest"]),
     ("config.rs", &["crate::api", "axum"]),
-    // Nobody opens sockets but the server and the two that fetch.
+    // Nobody opens sockets but the server, the two that fetch and the one that asks scorers.
     ("processor/chat.rs", &["reqwest"]),
     ("rollout/", &["reqwest"]),
     ("api/", &["reqwest", "crate::backends", "model::decoder"]),
@@ -42,7 +44,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("axum::", &["api/"]),
     ("cudarc", &["backends/cuda/"]),
     ("allow(unsafe_code)", &["backends/cuda/", "backends/cpu/simd.rs", "model/weights.rs"]),
-    ("reqwest::", &["processor/remote.rs", "hub/", "hub.rs", "demo.rs", "main.rs", "serve.rs"]),
+    ("reqwest::", &["processor/remote.rs", "judges/http.rs", "hub/", "hub.rs", "demo.rs", "main.rs", "serve.rs"]),
 ];
 
 fn root() -> PathBuf {
@@ -130,7 +132,7 @@ fn every_module_says_what_it_is() {
 #[test]
 fn the_code_map_is_true() {
     let map = std::fs::read_to_string(root().join("src/ARCHITECTURE.md")).unwrap();
-    for module in ["api", "backends", "engine", "model", "processor", "rollout"] {
+    for module in ["api", "backends", "engine", "judges", "model", "processor", "rollout"] {
         assert!(map.contains(&format!("`{module}/`")), "ARCHITECTURE.md does not map {module}/");
     }
     let named = map.split('`').skip(1).step_by(2).filter(|w| w.ends_with(".rs") && !w.contains(' '));
