@@ -20,6 +20,7 @@ use crate::model::Model;
 use crate::model::activations::Activations;
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::DecoderStep;
+use crate::processor::tokenizer::Tokenizer;
 use crate::processor::{Processor, ProcessorOptions, PromptRequest, PromptSource};
 
 /// Tokens of one pass.
@@ -80,7 +81,13 @@ impl RewardModel {
         }
         let mut token_ids = match (&context.messages, &context.prompt) {
             (Some(messages), _) => self.render(messages, &question.completion).await?,
-            (None, Some(prompt)) => self.join(prompt, &question.completion),
+            (None, Some(_)) => {
+                let (tokenizer, question) = (self.processor.tokenizer().clone(), question.clone());
+                let joined = tokio::task::spawn_blocking(move || {
+                    join(question.context.prompt.as_deref().unwrap_or_default(), &question.completion, &tokenizer)
+                });
+                joined.await.map_err(|_| Reason::Internal)?
+            }
             (None, None) => return Err(Reason::NotApplicable),
         };
         let end = token_ids.iter().rposition(|id| Some(*id) != self.pad_token_id).unwrap_or(0);
@@ -107,21 +114,20 @@ impl RewardModel {
             add_generation_prompt: false,
         };
         let prepared = self.processor.prepare(request).await.map_err(|error| {
-            tracing::warn!("the reward model's template does not render a conversation: {error}");
+            tracing::debug!("the reward model's template does not render a conversation: {error}");
             Reason::NotApplicable
         })?;
         Ok(prepared.input.token_ids)
     }
+}
 
-    /// Prompt and completion as one text. Control tokens are read in the prompt only: a completion must not be able to spell them.
-    fn join(&self, prompt: &str, completion: &str) -> Vec<u32> {
-        let tokenizer = self.processor.tokenizer();
-        let last = tokenizer.added_tokens().iter().filter_map(|token| prompt.rfind(&token.text).map(|at| at + token.text.len())).max();
-        let (head, tail) = prompt.split_at(last.unwrap_or(0));
-        let mut token_ids = tokenizer.encode(head);
-        token_ids.extend(tokenizer.encode_ordinary(&format!("{tail}{completion}")));
-        token_ids
-    }
+/// Prompt and completion as one text. Control tokens are read in the prompt only: a completion must not be able to spell them.
+fn join(prompt: &str, completion: &str, tokenizer: &Tokenizer) -> Vec<u32> {
+    let last = tokenizer.added_tokens().iter().filter_map(|token| prompt.rfind(&token.text).map(|at| at + token.text.len())).max();
+    let (head, tail) = prompt.split_at(last.unwrap_or(0));
+    let mut token_ids = tokenizer.encode(head);
+    token_ids.extend(tokenizer.encode_ordinary(&format!("{tail}{completion}")));
+    token_ids
 }
 
 /// Loads the weights here, so that errors are the caller's, and scores on a thread that ends with the last sender.
