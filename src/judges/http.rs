@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use metrics::counter;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
@@ -178,34 +179,44 @@ impl Scorer {
         }
     }
 
-    /// One batch, until it is answered, given up, or nobody waits for it.
+    /// One batch, until it is answered, given up, or nobody waits for it any more.
     async fn score(&self, mut batch: Vec<Job>) {
         batch.retain(|job| !job.reply.is_closed());
+        let samples = batch.len();
         let body = match serde_json::to_vec(&Body { samples: batch.iter().map(|job| Posted::from(&job.question)).collect() }) {
             Ok(body) => body,
             Err(error) => panic!("strings, numbers and JSON are JSON: {error}"),
         };
+        let verdicts = tokio::select! {
+            verdicts = self.attempts(body, samples) => verdicts,
+            _ = join_all(batch.iter_mut().map(|job| job.reply.closed())) => return,
+        };
+        for (job, verdict) in batch.into_iter().zip(verdicts) {
+            let _ = job.reply.send(verdict);
+        }
+    }
+
+    async fn attempts(&self, body: Vec<u8>, samples: usize) -> Vec<Verdict> {
         let mut pause = FIRST_PAUSE;
-        for attempt in 0.. {
-            if batch.iter().all(|job| job.reply.is_closed()) {
-                return;
-            }
-            let call = timeout(Duration::from_millis(self.ask.timeout_ms), self.call(body.clone(), batch.len()));
+        let mut retries = self.ask.retries;
+        loop {
+            let call = timeout(Duration::from_millis(self.ask.timeout_ms), self.call(body.clone(), samples));
             let failure = match call.await {
                 Ok(Ok(verdicts)) => {
                     counter!("grouper_judge_calls_total", "judge" => "http", "outcome" => "ok").increment(1);
-                    return batch.into_iter().zip(verdicts).for_each(|(job, verdict)| _ = job.reply.send(verdict));
+                    return verdicts;
                 }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure { passing: true, ..Failure::new(Reason::TimedOut, format!("no answer in {} ms", self.ask.timeout_ms)) },
             };
             counter!("grouper_judge_calls_total", "judge" => "http", "outcome" => failure.reason.as_str()).increment(1);
-            let place = format!("{}{}", self.url.origin().ascii_serialization(), self.url.path());
-            let again = failure.passing && attempt < self.ask.retries;
-            tracing::warn!(scorer = %place, samples = batch.len(), attempt = attempt + 1, again, "{}", failure.message);
+            let scorer = format!("{}{}", self.url.origin().ascii_serialization(), self.url.path());
+            let again = failure.passing && retries > 0;
+            tracing::warn!(%scorer, samples, again, "{}", failure.message);
             if !again {
-                return batch.into_iter().for_each(|job| _ = job.reply.send(Verdict::none(failure.reason)));
+                return vec![Verdict::none(failure.reason); samples];
             }
+            retries -= 1;
             sleep(failure.retry_after.unwrap_or(pause).clamp(pause, LONGEST_PAUSE)).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
         }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ fn answer(body: &str) -> Act {
 struct Scorer {
     url: String,
     calls: Arc<Mutex<Vec<(String, Value)>>>,
+    /// Callers that did not wait.
+    left: Arc<AtomicUsize>,
 }
 
 impl Scorer {
@@ -39,10 +42,11 @@ impl Scorer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/score", listener.local_addr().unwrap());
         let calls: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
-        let seen = calls.clone();
+        let left: Arc<AtomicUsize> = Arc::default();
+        let (seen, gone) = (calls.clone(), left.clone());
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let (seen, acts) = (seen.clone(), acts.clone());
+                let (seen, gone, acts) = (seen.clone(), gone.clone(), acts.clone());
                 tokio::spawn(async move {
                     let mut bytes = Vec::new();
                     let (head, body) = loop {
@@ -75,7 +79,11 @@ impl Scorer {
                             stream.write_all(half.as_bytes()).await.unwrap();
                             return;
                         }
-                        Act::Hang => return std::future::pending().await,
+                        Act::Hang => {
+                            let _ = stream.read(&mut [0; 1]).await;
+                            gone.fetch_add(1, Relaxed);
+                            return;
+                        }
                     };
                     let length = text.len();
                     let reply = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{text}");
@@ -83,7 +91,7 @@ impl Scorer {
                 });
             }
         });
-        Scorer { url, calls }
+        Scorer { url, calls, left }
     }
 
     fn calls(&self) -> Vec<(String, Value)> {
@@ -221,6 +229,12 @@ async fn rollouts_wait_for_judges_until_the_deadline() {
     for sample in reply["groups"][0]["samples"].as_array().unwrap() {
         assert_eq!((&sample["rewards"]["http"], &sample["details"]["http"]["reason"]), (&Value::Null, &json!("timed_out")), "{sample}");
         assert_eq!((&sample["rewards"]["constant"], &sample["reward"]), (&json!(1.0), &json!(1.0)));
+    }
+    // Calls that nobody waits for end, though each would have had a minute.
+    let hung = scorer.calls().len() - 1;
+    while scorer.left.load(Relaxed) < hung {
+        assert!(start.elapsed() < Duration::from_secs(30), "{hung} calls hang");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     server.assert_idle().await;
     server.stop().await;
