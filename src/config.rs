@@ -3,6 +3,7 @@
 //! Spellings are vLLM's where vLLM has the flag. Every flag can come from the environment as `GROUPER_…`.
 
 mod args;
+mod scoring;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -11,11 +12,13 @@ use std::time::Duration;
 pub use args::{
     BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, QueueArgs, SelftestArgs, ServeArgs,
 };
+pub use scoring::{JudgeArgs, ScoreArgs};
 
 use crate::backends::cuda;
 use crate::bench::{BenchConfig, OutputLen, WORKLOADS, Workload};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype};
 use crate::error::{Error, Result};
+use crate::judges::JudgeConfig;
 use crate::policy::PolicyConfig;
 use crate::processor::ProcessorOptions;
 use crate::processor::media::MediaOptions;
@@ -40,6 +43,7 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     pub dataset: Option<DatasetOptions>,
     pub policy: PolicyConfig,
+    pub judges: JudgeConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +94,8 @@ impl Config {
             ..MediaOptions::default()
         };
         let processor = ProcessorOptions { media, ..ProcessorOptions::default() };
+        let engine = EngineConfig { reference: args.reference, ..engine(&args.engine)? };
+        let judges = args.judges.config(engine.device, engine.dtype, engine.threads)?;
         let policy = PolicyConfig {
             root: args.policy_root.clone(),
             data_dir: args.data_dir.clone(),
@@ -99,13 +105,14 @@ impl Config {
             policy,
             model,
             http: http(args)?,
-            engine: EngineConfig { reference: args.reference, ..engine(&args.engine)? },
+            engine,
             seed: args.seed,
             processor,
             limits,
             queue: queue(&args.queue)?,
             data_dir: args.data_dir.clone(),
             dataset: dataset(args)?,
+            judges,
         })
     }
 }

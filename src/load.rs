@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use crate::config::Config;
 use crate::engine::handle::EngineHandle;
 use crate::error::Result;
+use crate::judges::Judges;
 use crate::model::config::ModelConfig;
 use crate::policy::Policy;
 use crate::processor::Processor;
@@ -19,6 +20,7 @@ pub struct Loaded {
     pub thread: JoinHandle<()>,
     pub generator: Arc<Generator>,
     pub policy: Arc<Policy>,
+    pub judges: Arc<Judges>,
 }
 
 /// Loads a folder; `progress` is told what begins. Call it within a tokio runtime.
@@ -30,10 +32,12 @@ pub fn start(config: &Config, folder: &Path, progress: &dyn Fn(&str)) -> Result<
     progress("reading the configuration and the tokenizer");
     let model = ModelConfig::load(folder)?;
     let processor = Processor::load(folder, &model, config.processor.clone())?;
+    // Before the engine, whose cache takes what is left of a GPU.
+    let judges = Judges::load(&config.judges, progress)?;
     progress("loading the weights");
     let (engine, thread) = crate::engine::start_on_device(folder, &config.engine)?;
     let generator = Generator::new(Arc::new(processor), engine.clone(), &model, config.limits.clone());
     let policy = Policy::new(engine.clone(), &config.model.served_names[0], config.policy.clone())?;
     policy.restore()?;
-    Ok(Loaded { engine, thread, generator: Arc::new(generator), policy })
+    Ok(Loaded { engine, thread, generator: Arc::new(generator), policy, judges: Arc::new(judges) })
 }

@@ -8,7 +8,7 @@ use grouper::config::{Cli, Command, KernelsCommand, LogFormat};
 use grouper::error::{Error, Result};
 use grouper::hub::{self, HubEnv};
 use grouper::serve::Bars;
-use grouper::{api, bench, config, demo, selftest, serve};
+use grouper::{api, bench, config, demo, score, selftest, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -32,6 +32,7 @@ fn run(command: Command) -> Result<()> {
             let folder = runtime()?.block_on(hub::resolve(&args.model, &args.revision, &env, &bars))?;
             bench::run(&args.config(folder)?)
         }
+        Command::Score(args) => runtime()?.block_on(score::run(args.config()?)),
         Command::Selftest(args) => selftest::run(&args.config()?),
         Command::Kernels(KernelsCommand::Check { arch }) => selftest::check_kernels(&arch),
         Command::Kernels(KernelsCommand::Tune { model, device }) => selftest::tune_gemms(config::gpu(&device)?, &model),

@@ -68,7 +68,8 @@ impl Running {
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
         let name = config.model.served_names[0].clone();
-        let service = Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()));
+        let service =
+            Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()).with_judges(loaded.judges.clone()));
         let state = AppState::new(config, service.clone(), loaded.policy.clone());
         let control = config.http.control_socket.as_deref().map(|path| ControlSocket::start(path, state.clone())).transpose()?;
         let server = Server::start(listener, state)?;

@@ -96,6 +96,19 @@ impl Args {
         }
     }
 
+    /// An `integer` argument within bounds.
+    ///
+    /// # Errors
+    ///
+    /// It is outside them.
+    pub fn integer_in(&self, name: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, ArgError> {
+        let value = self.value(name);
+        match value.as_u64().filter(|n| range.contains(n)) {
+            Some(n) => Ok(n),
+            None => Err(self.error(name, format!("{value} is not between {} and {}", range.start(), range.end()))),
+        }
+    }
+
     /// A `list of string` argument; a lone string is a list of one.
     #[must_use]
     pub fn strings(&self, name: &str) -> Vec<String> {

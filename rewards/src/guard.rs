@@ -1,10 +1,11 @@
 //! The boundary around every reward: a panic becomes "no verdict".
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{BadSolution, Reason, Reward, Sample, Verdict};
+use crate::{Ask, BadSolution, Reason, Reward, Sample, Verdict};
 
 /// Wraps a reward so that a bug in it costs one verdict and not the server.
 pub(crate) struct Guarded(pub Box<dyn Reward>);
@@ -21,6 +22,10 @@ impl Reward for Guarded {
 
     fn needs_group(&self) -> bool {
         self.0.needs_group()
+    }
+
+    fn asks(&self) -> Vec<Arc<Ask>> {
+        self.0.asks()
     }
 
     fn check_solution(&self, solution: Option<&Value>) -> Result<(), BadSolution> {

@@ -18,16 +18,20 @@
 //! Model output is hostile input. No reward recurses on it without a depth limit, every comparison
 //! spends from a fixed budget of work and not from a clock, so a verdict is the same on every machine,
 //! and a panic inside a reward becomes "no verdict" with the reason `internal`.
+//!
+//! No reward opens a connection or runs a model: what only the world can answer is an [`Ask`], which whoever scores puts to it.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod ask;
 mod catalog;
 mod guard;
 mod math;
 mod sample;
 
 pub use args::{ArgError, ArgSpec, Args};
+pub use ask::{Answer, Ask, HttpAsk, ModelAsk};
 pub use catalog::REWARDS;
 pub use sample::{BadSolution, FinishReason, Reason, Reward, Sample, Verdict};
 

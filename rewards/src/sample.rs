@@ -1,7 +1,11 @@
 //! What a reward sees and what it answers.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::{Answer, Ask};
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +31,8 @@ pub struct Sample<'a> {
     pub finish_reason: Option<FinishReason>,
     /// The other columns of the data set's row.
     pub fields: Option<&'a Map<String, Value>>,
+    /// What was answered to the questions of [`Reward::asks`].
+    pub answers: &'a [Answer],
 }
 
 /// Why a verdict is what it is.
@@ -75,6 +81,20 @@ pub enum Reason {
     NoOperand,
     /// The reward does not apply to this sample.
     NotApplicable,
+    /// A judge elsewhere gave the value.
+    Judged,
+    /// A judge elsewhere was asked and gave none.
+    Abstained,
+    /// There was nobody to ask a judge.
+    NotAsked,
+    /// The judge did not answer in time.
+    TimedOut,
+    /// The judge could not be reached, or the connection to it broke.
+    Unreachable,
+    /// The judge answered something that is no verdict.
+    BadReply,
+    /// Prompt and completion are longer than the judge's context.
+    TooLong,
     /// A bug: the reward panicked.
     Internal,
 }
@@ -105,6 +125,13 @@ impl Reason {
             Reason::NoGroup => "no_group",
             Reason::NoOperand => "no_operand",
             Reason::NotApplicable => "not_applicable",
+            Reason::Judged => "judged",
+            Reason::Abstained => "abstained",
+            Reason::NotAsked => "not_asked",
+            Reason::TimedOut => "timed_out",
+            Reason::Unreachable => "unreachable",
+            Reason::BadReply => "bad_reply",
+            Reason::TooLong => "too_long",
             Reason::Internal => "internal",
         }
     }
@@ -187,6 +214,11 @@ pub trait Reward: Send + Sync {
     /// True when `score_group` must see the whole group.
     fn needs_group(&self) -> bool {
         false
+    }
+
+    /// Questions whose answers [`Sample::answers`] must hold, those of rewards within included.
+    fn asks(&self) -> Vec<Arc<Ask>> {
+        Vec::new()
     }
 
     /// Reports a gold answer that can never give a verdict, before anything is generated.

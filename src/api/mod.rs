@@ -22,6 +22,7 @@ mod sse;
 pub use auth::{Key, Keys};
 pub use control::ControlSocket;
 pub use docs::openapi;
+pub use json::read_json;
 pub use routes::{ROUTES, Role, Route};
 pub use server::{Server, bind};
 

@@ -20,7 +20,8 @@ use crate::rollout::generator::Generator;
 use crate::rollout::limits::Limits;
 use crate::rollout::reply::GroupReply;
 use crate::rollout::request::{GroupBody, RolloutRequest, SamplingBody};
-use crate::rollout::service::RolloutService;
+use crate::rollout::service::{QueueOptions, RolloutService};
+use crate::store::{Clock, SqliteStore, StoreOptions};
 
 pub struct Rollouts {
     service: RolloutService,
@@ -34,7 +35,9 @@ impl Rollouts {
         let processor = Processor::load(folder, model, ProcessorOptions::default())?;
         let limits = Limits { max_groups_per_request: usize::MAX, ..Limits::default() };
         let generator = Generator::new(Arc::new(processor), engine, model, limits);
-        Ok(Rollouts { service: RolloutService::new(Arc::new(generator), "bench"), model: model.clone(), keep })
+        let store = Arc::new(SqliteStore::in_memory(StoreOptions::default(), Clock::system())?);
+        let service = RolloutService::new(Arc::new(generator), "bench", store, QueueOptions::default());
+        Ok(Rollouts { service, model: model.clone(), keep })
     }
 
     pub async fn run(&self, w: Workload, seed: u32) -> Result<Run> {

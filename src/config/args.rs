@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::scoring::{JudgeArgs, ScoreArgs};
+
 /// A rollout-and-reward server for GRPO with its own inference engine.
 #[derive(Debug, Parser)]
 #[command(name = "grouper", version, propagate_version = true)]
@@ -19,6 +21,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Serve the bundled model and show one batch of scored groups
     Demo(DemoArgs),
+    /// Score completions from a file, without a server
+    Score(Box<ScoreArgs>),
     /// Measure generated tokens per second, with the split of the time
     Bench(Box<BenchArgs>),
     /// Compare a GPU's kernels and engine with their definition on the CPU
@@ -149,6 +153,9 @@ pub struct ServeArgs {
     /// Samples that may be queued or running over all requests
     #[arg(long, default_value_t = 16_384, env = "GROUPER_MAX_QUEUED_SAMPLES", help_heading = "Media and limits")]
     pub max_queued_samples: usize,
+
+    #[command(flatten)]
+    pub judges: JudgeArgs,
 }
 
 /// Flags of the durable queue.

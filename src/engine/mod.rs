@@ -34,6 +34,7 @@ use crate::backends::cpu::Cpu;
 use crate::backends::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::config::Head;
 use handle::{Command, EngineHandle, EngineStats, Weights};
 use policy::Control;
 use runner::{InFlight, Runner};
@@ -152,6 +153,9 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         Weights { specs: model.specs(), facts: model.facts.clone(), bf16: Model::<B>::serves_bf16(), reference: config.reference };
     // Beside the policy from the start: nothing is allocated later.
     let reference = config.reference.then(|| Model::load(&backend, folder)).transpose()?;
+    if model.config.head != Head::Vocabulary {
+        return Err(Error::Model(format!("{} is a reward model, which draws no tokens", folder.display())));
+    }
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
     let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
     let stats = Arc::new(EngineStats::default());

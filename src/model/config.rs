@@ -23,10 +23,21 @@ pub struct ModelConfig {
     /// Frequencies that turn with the temporal, height and width position, in this order; `None` for a text model.
     pub mrope_section: Option<[usize; 3]>,
     pub tie_word_embeddings: bool,
+    pub head: Head,
+    pub pad_token_id: Option<u32>,
     pub max_position_embeddings: usize,
     /// `torch_dtype` / `dtype`: what the weights were saved as.
     pub dtype: Option<String>,
     pub vision: Option<VisionConfig>,
+}
+
+/// What the decoder ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// Logits of the vocabulary.
+    Vocabulary,
+    /// One number: a reward model.
+    Score,
 }
 
 /// The vision tower and the token ids that tie it to the text.
@@ -108,6 +119,8 @@ impl ModelConfig {
                 .as_bool()
                 .or_else(|| config["text_config"]["tie_word_embeddings"].as_bool())
                 .unwrap_or(false),
+            head: head(config)?,
+            pad_token_id: text.get("pad_token_id").and_then(Value::as_u64).map(|id| id as u32),
             max_position_embeddings: text.size("max_position_embeddings")?,
             dtype: ["dtype", "torch_dtype"].iter().find_map(|k| text.get(k).and_then(Value::as_str)).map(str::to_owned),
             vision: (model_type == "qwen2_5_vl").then(|| VisionConfig::from_json(config)).transpose()?,
@@ -182,6 +195,18 @@ impl<'a> Keys<'a> {
 
     fn size(&self, key: &str) -> Result<usize> {
         self.optional_size(key)?.filter(|n| *n > 0).ok_or_else(|| Error::Model(format!("{key} is missing or 0")))
+    }
+}
+
+fn head(config: &Value) -> Result<Head> {
+    let architecture = config["architectures"][0].as_str().unwrap_or_default();
+    if !architecture.ends_with("ForSequenceClassification") {
+        return Ok(Head::Vocabulary);
+    }
+    // transformers writes the labels' names unless there are two of them.
+    match config["id2label"].as_object().map_or(2, serde_json::Map::len) {
+        1 => Ok(Head::Score),
+        labels => Err(Error::Model(format!("{architecture} with {labels} labels is not served: a reward model has one"))),
     }
 }
 

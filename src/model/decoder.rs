@@ -1,7 +1,7 @@
 //! The decoder of Qwen2.5 and Qwen2.5-VL: pre-norm blocks of grouped-query attention and SwiGLU over an f32 residual stream.
 
 use super::activations::Activations;
-use super::config::ModelConfig;
+use super::config::{Head, ModelConfig};
 use super::mrope;
 use super::param::{Loader, Param, Vector, Weight};
 use crate::backends::{Backend, HeadShape, RopeQkv, Store, TokenSource};
@@ -11,7 +11,7 @@ pub struct Decoder<B: Backend> {
     embed: Weight<B>,
     layers: Vec<Layer<B>>,
     norm: Vector<B>,
-    /// `None`: the head is the embedding table.
+    /// To the vocabulary, or to a score; `None`: the embedding table.
     head: Option<Weight<B>>,
     inv_freq: B::Buf<f32>,
     /// Which position axis turns each frequency.
@@ -78,7 +78,11 @@ impl<B: Backend> Decoder<B> {
             .collect::<Result<Vec<_>>>()?;
         const HEAD: &str = "lm_head.weight";
         let table = [config.vocab_size, hidden];
-        let tied = config.tie_word_embeddings;
+        let tied = config.head == Head::Vocabulary && config.tie_word_embeddings;
+        let head = match config.head {
+            Head::Score => Some(loader.weight_as("score.weight", &[1, hidden], None)?),
+            Head::Vocabulary => (!tied).then(|| loader.weight_as(HEAD, &table, None)).transpose()?,
+        };
         let inv_freq = mrope::inv_freq(config.rope_theta, config.head_dim);
         // A text model has one position an axis: all frequencies may read the first.
         let axis: Vec<u32> = match config.mrope_section {
@@ -89,7 +93,7 @@ impl<B: Backend> Decoder<B> {
             embed: loader.weight_as("model.embed_tokens.weight", &table, tied.then_some(HEAD))?,
             layers,
             norm: loader.vector(&[("model.norm.weight".into(), hidden)])?,
-            head: (!tied).then(|| loader.weight_as(HEAD, &table, None)).transpose()?,
+            head,
             inv_freq: loader.constant(&inv_freq)?,
             rope_axis: loader.constant(&axis)?,
             shape,

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use metrics::counter;
 use rewards::{Sample, Verdict};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::advantage::{GroupAdvantages, SampleRewards, advantages};
@@ -19,7 +19,8 @@ use super::stop::final_text;
 use crate::engine::request::{FinishReason, SampleEvent, SampleOutput};
 use crate::engine::scoring::Scorer;
 use crate::error::{Error, Result};
-use crate::processor::PreparedPrompt;
+use crate::judges::Context;
+use crate::processor::{PreparedPrompt, PromptSource};
 
 /// What the groups of one running request share.
 pub(super) struct Run {
@@ -56,6 +57,8 @@ pub(super) struct Group {
     sampling: Sampling,
     prompt: Arc<PreparedPrompt>,
     facts: GroupFacts,
+    /// For judges; `None` when no reward asks any.
+    context: Option<Arc<Context>>,
     samples: Vec<ScoredSample>,
 }
 
@@ -96,13 +99,26 @@ impl Run {
         attempts: &mut Vec<Attempt>,
     ) -> Result<std::result::Result<Group, &'static str>> {
         let GroupPlan { id, prompt, facts } = plan;
+        let messages = match &prompt.source {
+            PromptSource::Messages { messages, .. } if self.settings.rewarder.asks_judges() => Some(messages.clone()),
+            _ => None,
+        };
         let prompt = Arc::new(self.before_deadline(self.generator.prepare(prompt)).await??);
+        let context = self.settings.rewarder.asks_judges().then(|| {
+            Arc::new(Context {
+                prompt: Some(prompt.text.clone()),
+                messages,
+                has_media: !prompt.images.is_empty(),
+                solution: facts.solution.clone(),
+                fields: facts.fields.clone(),
+            })
+        });
         let prompt_len = prompt.input.token_ids.len();
         let sampling = self.settings.sampling.for_prompt(prompt_len, self.generator.engine().info().max_model_len);
         let mut attempt = 0;
         loop {
-            let (id, facts, sampling, prompt) = (id.clone(), facts.clone(), sampling.clone(), prompt.clone());
-            let mut group = Group { id, position, attempt, sampling, prompt, facts, samples: Vec::new() };
+            let (id, facts, sampling, prompt, context) = (id.clone(), facts.clone(), sampling.clone(), prompt.clone(), context.clone());
+            let mut group = Group { id, position, attempt, sampling, prompt, facts, context, samples: Vec::new() };
             group.samples = self.samples(&group).await?;
             let figures = group.figures(&self.settings);
             let (policy, rule) = match &figures {
@@ -127,7 +143,9 @@ impl Run {
     /// All samples of one attempt, each scored as it ends, in order.
     async fn samples(&self, group: &Group) -> Result<Vec<ScoredSample>> {
         let num_samples = self.settings.num_generations;
-        let mut scoring: Vec<Option<oneshot::Receiver<ScoredSample>>> = (0..num_samples).map(|_| None).collect();
+        let mut samples: Vec<Option<ScoredSample>> = (0..num_samples).map(|_| None).collect();
+        let mut scoring = FuturesUnordered::new();
+        let mut ended = vec![false; num_samples];
         let missing = if self.is_late() {
             FinishReason::Abort
         } else {
@@ -136,10 +154,14 @@ impl Run {
             loop {
                 tokio::select! {
                     event = stream.next() => match event {
-                        Some(SampleEvent::Finished { sample, output }) => scoring[sample] = Some(self.score(group, *output)),
+                        Some(SampleEvent::Finished { sample, output }) => {
+                            ended[sample] = true;
+                            scoring.push(self.score(group, sample, *output));
+                        }
                         Some(SampleEvent::Token { .. }) => {}
                         None => break,
                     },
+                    Some((index, sample)) = scoring.next() => samples[index] = Some(sample),
                     () = at(self.deadline), if !aborted => {
                         aborted = true;
                         stream.abort();
@@ -149,13 +171,13 @@ impl Run {
             // An engine that stopped owes the rest of the group.
             FinishReason::Corrupt
         };
-        let mut samples = Vec::with_capacity(num_samples);
-        for receiver in scoring {
-            samples.push(match receiver {
-                Some(receiver) => receiver.await.unwrap_or_else(|_| panic!("scoring failed: its own message stands above")),
-                None => self.score(group, nothing(missing)).await.unwrap_or_else(|_| panic!("scoring of nothing failed")),
-            });
+        let not_ended = ended.iter().enumerate().filter(|(_, ended)| !**ended);
+        scoring.extend(not_ended.map(|(index, _)| self.score(group, index, nothing(missing))));
+        while let Some((index, sample)) = scoring.next().await {
+            samples[index] = Some(sample);
         }
+        drop(scoring);
+        let mut samples: Vec<ScoredSample> = samples.into_iter().flatten().collect();
         if self.settings.rewarder.needs_group() {
             samples = self.score_group(group, samples).await;
         }
@@ -179,21 +201,38 @@ impl Run {
         }
     }
 
-    /// Decodes and scores a sample on a thread of its own while its siblings go on.
-    fn score(&self, group: &Group, output: SampleOutput) -> oneshot::Receiver<ScoredSample> {
-        let tokenizer = self.generator.processor().tokenizer().clone();
-        let (prompt, facts, sampling) = (group.prompt.clone(), group.facts.clone(), group.sampling.clone());
-        let rewarder = self.settings.rewarder.clone();
-        self.pool.start(move || {
-            let start = std::time::Instant::now();
-            let text = final_text(&tokenizer, &output.token_ids, &sampling.stop.into(), sampling.min_tokens);
-            let mut sample = ScoredSample::new(output, text, &facts);
-            if sample.status.is_whole() {
-                sample.verdicts = rewarder.score(&sample.seen(&prompt, &facts));
+    /// Decodes and scores a sample on a thread of its own while its siblings go on. Judges are asked in between, on no thread.
+    async fn score(&self, group: &Group, index: usize, output: SampleOutput) -> (usize, ScoredSample) {
+        let read = {
+            let (tokenizer, facts, sampling) =
+                (self.generator.processor().tokenizer().clone(), group.facts.clone(), group.sampling.clone());
+            move || {
+                let start = std::time::Instant::now();
+                let text = final_text(&tokenizer, &output.token_ids, &sampling.stop.into(), sampling.min_tokens);
+                let mut sample = ScoredSample::new(output, text, &facts);
+                sample.score_time = start.elapsed();
+                sample
             }
-            sample.score_time = start.elapsed();
-            sample
-        })
+        };
+        let score = {
+            let (prompt, facts, rewarder) = (group.prompt.clone(), group.facts.clone(), self.settings.rewarder.clone());
+            move |mut sample: ScoredSample| {
+                let start = std::time::Instant::now();
+                if sample.status.is_whole() {
+                    sample.verdicts = rewarder.score(&sample.seen(&prompt, &facts));
+                }
+                sample.score_time += start.elapsed();
+                sample
+            }
+        };
+        let Some(context) = &group.context else { return (index, self.pool.run(move || score(read())).await) };
+        let mut sample = self.pool.run(read).await;
+        if sample.status.is_whole() {
+            let start = Instant::now();
+            sample.answers = self.settings.rewarder.answers(&sample.question(context), self.deadline).await;
+            sample.score_time += start.elapsed();
+        }
+        (index, self.pool.run(move || score(sample)).await)
     }
 
     /// The verdicts of rewards that compare the samples of a group. Samples that are not whole take no part.
@@ -246,7 +285,7 @@ impl Run {
 
     /// The reply of a group once its advantages are known.
     pub fn scored(&self, group: Group, advantages: GroupAdvantages) -> GroupReply {
-        let Group { id, position, attempt, sampling, prompt, facts, samples } = group;
+        let Group { id, position, attempt, sampling, prompt, facts, samples, .. } = group;
         let PreparedPrompt { input, text, images } = Arc::unwrap_or_clone(prompt);
         let numbers = [advantages.mean, advantages.std].into_iter().flatten().chain(advantages.advantages.iter().copied());
         count_non_finite("advantage", numbers.filter(|number| !number.is_finite()).count());

@@ -13,6 +13,7 @@ use super::request::{GroupBody, Mode, Policy, Return, RolloutRequest, SamplingBo
 use super::rewarder::Rewarder;
 use crate::engine::request::SamplingParams;
 use crate::error::{Error, Result};
+use crate::judges::Judges;
 use crate::processor::{PromptRequest, PromptSource};
 
 /// The queue of requests and leases that name none.
@@ -107,7 +108,7 @@ impl Plan {
     /// # Errors
     ///
     /// The first value that is out of range, with its JSON path, the value and the limit; another model's name.
-    pub fn new(request: RolloutRequest, limits: &Limits, served: &Served) -> Result<Plan> {
+    pub fn new(request: RolloutRequest, limits: &Limits, served: &Served, judges: &Judges) -> Result<Plan> {
         let mode = request.mode.unwrap_or_default();
         check_served(&request, served)?;
         let num_generations = request.num_generations.unwrap_or(8);
@@ -120,7 +121,7 @@ impl Plan {
             return Err(Error::invalid("num_generations", message));
         }
         let sampling = Sampling::new(request.sampling.unwrap_or_default(), limits, served).map_err(|e| e.within("sampling"))?;
-        let rewarder = Rewarder::new(request.rewards, limits)?;
+        let rewarder = Rewarder::new(request.rewards, limits, judges)?;
         let recipe = Recipe::from_json(&request.advantage.unwrap_or_default()).map_err(|e| e.within("advantage"))?;
         if mode == Mode::Stream && recipe.spans_groups() {
             let message = "this recipe reckons over all groups of a request, which a stream does not wait for; use mode \"wait\"";

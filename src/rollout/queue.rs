@@ -80,7 +80,7 @@ impl RolloutService {
             return Err(Error::NotReady("the server is draining: it takes no new work".into()));
         }
         let fingerprint = Fingerprint::of(&request);
-        let plan = Plan::new(request.clone(), self.generator.limits(), &self.served)?;
+        let plan = Plan::new(request.clone(), self.generator.limits(), &self.served, &self.judges)?;
         let key = request.idempotency_key.clone();
         let mut rollout = self.pack(request, &plan)?;
         let reply = AcceptedReply {
@@ -129,7 +129,7 @@ impl RolloutService {
         let GroupJob { position, body } = unpack(&job.job, &job.blobs)?;
         let seed = settings.seed.unwrap_or_default();
         let request = RolloutRequest { groups: vec![body], ..settings };
-        let plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        let plan = Plan::new(request, self.generator.limits(), &self.served, &self.judges)?;
         Ok((plan, position, Origin { seed, rollout_id: job.rollout_id.clone() }))
     }
 

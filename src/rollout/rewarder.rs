@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use metrics::counter;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rewards::{REWARDS, Reason, Reward, Sample, Verdict};
+use rewards::{Answer, Ask, REWARDS, Reason, Reward, Sample, Verdict};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 use super::limits::Limits;
 use super::plan::{at_most, check_label};
 use super::request::RewardBody;
 use super::sample::count_non_finite;
 use crate::error::{Error, Result};
+use crate::judges::{Judges, Line, Question};
 
 /// Rewards with their weights and the keys that replies call them by; cloning it is cheap.
 #[derive(Clone)]
@@ -21,6 +23,8 @@ pub struct Rewarder {
     entries: Arc<[Entry]>,
     keys: Arc<[Arc<str>]>,
     weights: Arc<[f64]>,
+    /// One to each judge that the rewards ask.
+    lines: Arc<[(Arc<Ask>, Line)]>,
 }
 
 struct Entry {
@@ -30,21 +34,31 @@ struct Entry {
 }
 
 impl Rewarder {
-    /// Builds the rewards of a request, `think_format` and `accuracy` when it names none.
+    /// Builds the rewards of a request, `think_format` and `accuracy` when it names none. Call it within a tokio runtime if they ask
+    /// judges.
     ///
     /// # Errors
     ///
-    /// An unknown reward or argument, two rewards with one key, a weight that is not finite; the path begins with `rewards`.
-    pub fn new(bodies: Option<Vec<RewardBody>>, limits: &Limits) -> Result<Rewarder> {
+    /// An unknown reward, argument or judge, two rewards with one key, a weight that is not finite; the path begins with `rewards`.
+    pub fn new(bodies: Option<Vec<RewardBody>>, limits: &Limits, judges: &Judges) -> Result<Rewarder> {
         let bodies = bodies.unwrap_or_else(|| {
             ["think_format", "accuracy"].map(|name| RewardBody { name: name.to_owned(), ..RewardBody::default() }).into()
         });
         at_most("rewards", bodies.len(), limits.max_rewards)?;
         let (mut entries, mut keys, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lines: Vec<(Arc<Ask>, Line)> = Vec::new();
         let mut seen = HashSet::new();
         for (i, body) in bodies.into_iter().enumerate() {
             let path = format!("rewards[{i}]");
-            entries.push(Entry::new(&body).map_err(|e| e.within(&path))?);
+            let entry = Entry::new(&body).map_err(|e| e.within(&path))?;
+            for ask in entry.reward.asks() {
+                // Rewards with the same question share its answer.
+                if !lines.iter().any(|(known, _)| *known == ask) {
+                    let line = judges.open(&ask).map_err(|e| e.within(&path))?;
+                    lines.push((ask, line));
+                }
+            }
+            entries.push(entry);
             let weight = body.weight.unwrap_or(1.0);
             if !weight.is_finite() {
                 return Err(Error::invalid("weight", format!("{weight} is not finite")).within(&path));
@@ -58,7 +72,7 @@ impl Rewarder {
             keys.push(Arc::from(key));
             weights.push(weight);
         }
-        Ok(Rewarder { entries: entries.into(), keys: keys.into(), weights: weights.into() })
+        Ok(Rewarder { entries: entries.into(), keys: keys.into(), weights: weights.into(), lines: lines.into() })
     }
 
     pub fn keys(&self) -> &[Arc<str>] {
@@ -67,6 +81,24 @@ impl Rewarder {
 
     pub fn weights(&self) -> &[f64] {
         &self.weights
+    }
+
+    /// Whether [`Rewarder::answers`] has anybody to ask.
+    pub fn asks_judges(&self) -> bool {
+        !self.lines.is_empty()
+    }
+
+    /// What the judges say about a sample, for [`Sample::answers`]; those who say nothing before the deadline timed out.
+    pub async fn answers(&self, question: &Question, deadline: Option<Instant>) -> Vec<Answer> {
+        let each = self.lines.iter().map(|(ask, line)| async move {
+            let verdict = line.ask(question.clone());
+            let verdict = match deadline {
+                Some(deadline) => timeout_at(deadline, verdict).await.unwrap_or_else(|_| Verdict::none(Reason::TimedOut)),
+                None => verdict.await,
+            };
+            (ask.clone(), verdict)
+        });
+        futures::future::join_all(each).await
     }
 
     /// One verdict a reward. Those that need the whole group have none yet.

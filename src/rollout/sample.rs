@@ -1,14 +1,16 @@
 //! One sample with what the rewards said about it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, histogram};
-use rewards::{Sample, Verdict};
+use rewards::{Answer, Sample, Verdict};
 
 use super::advantage::SampleRewards;
 use super::plan::{GroupFacts, Settings};
 use super::reply::{Detail, Finish, Named, SampleReply, Status, TimingReply};
 use crate::engine::request::{FinishReason, SampleOutput, Timing};
+use crate::judges::{Context, Question};
 use crate::processor::PreparedPrompt;
 
 pub(super) struct ScoredSample {
@@ -17,6 +19,8 @@ pub(super) struct ScoredSample {
     text: String,
     /// The prefill and the text: what rewards see.
     completion: String,
+    /// What judges said.
+    pub answers: Vec<Answer>,
     /// One a reward; empty unless the sample is whole.
     pub verdicts: Vec<Verdict>,
     pub score_time: Duration,
@@ -28,7 +32,8 @@ impl ScoredSample {
     pub fn new(output: SampleOutput, text: String, facts: &GroupFacts) -> Self {
         let completion = format!("{}{text}", facts.prefill);
         let status = status_of(output.finish_reason);
-        ScoredSample { output, status, text, completion, verdicts: Vec::new(), score_time: Duration::ZERO, ref_logps: None }
+        let (answers, verdicts, score_time) = (Vec::new(), Vec::new(), Duration::ZERO);
+        ScoredSample { output, status, text, completion, answers, verdicts, score_time, ref_logps: None }
     }
 
     pub fn rewards(&self) -> SampleRewards {
@@ -42,13 +47,23 @@ impl ScoredSample {
             prompt: Some(&prompt.text),
             solution: facts.solution.as_ref(),
             token_ids: Some(&self.output.token_ids),
-            finish_reason: Some(match finish_of(self.output.finish_reason) {
-                Finish::Stop => rewards::FinishReason::Stop,
-                Finish::Length => rewards::FinishReason::Length,
-                Finish::Abort => rewards::FinishReason::Abort,
-                Finish::Error => rewards::FinishReason::Error,
-            }),
+            finish_reason: Some(self.finish_reason()),
             fields: facts.fields.as_ref(),
+            answers: &self.answers,
+        }
+    }
+
+    pub fn question(&self, context: &Arc<Context>) -> Question {
+        let completion = self.completion.as_str().into();
+        Question { context: context.clone(), completion, finish_reason: Some(self.finish_reason()) }
+    }
+
+    fn finish_reason(&self) -> rewards::FinishReason {
+        match finish_of(self.output.finish_reason) {
+            Finish::Stop => rewards::FinishReason::Stop,
+            Finish::Length => rewards::FinishReason::Length,
+            Finish::Abort => rewards::FinishReason::Abort,
+            Finish::Error => rewards::FinishReason::Error,
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use rewards::{FinishReason, REWARDS, Sample, Verdict};
+use futures::future::join_all;
+use rewards::{Answer, FinishReason, REWARDS, Sample, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -15,6 +16,7 @@ use super::reply::{Detail, Named};
 use super::request::{RewardBody, Scalar};
 use super::rewarder::{Rewarder, ScorePool};
 use crate::error::{Error, Result};
+use crate::judges::{Context, Judges, Question};
 
 /// The catalogue of rewards and advantage presets.
 #[derive(Debug, Serialize, ToSchema)]
@@ -79,6 +81,9 @@ pub struct ScoreSample {
     #[schema(value_type = Option<Scalar>, example = "4")]
     pub solution: Option<Value>,
     pub prompt: Option<String>,
+    /// The prompt as chat messages, for reward models.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub messages: Option<Vec<Value>>,
     pub token_ids: Option<Vec<u32>>,
     #[schema(value_type = Option<Object>)]
     pub fields: Option<Map<String, Value>>,
@@ -110,7 +115,10 @@ pub struct ScoredReply {
 }
 
 impl ScoreSample {
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    ///
+    /// A solution or a group that is no scalar.
+    pub fn check(&self) -> Result<()> {
         let scalar = |value: &Value| value.is_string() || value.is_number() || value.is_null();
         for (name, value) in [("solution", &self.solution), ("group", &self.group)] {
             if value.as_ref().is_some_and(|value| !scalar(value)) {
@@ -120,15 +128,83 @@ impl ScoreSample {
         Ok(())
     }
 
-    fn seen(&self) -> Sample<'_> {
+    pub fn has_group(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| !group.is_null())
+    }
+
+    fn solution(&self) -> Option<&Value> {
+        self.solution.as_ref().filter(|solution| !solution.is_null())
+    }
+
+    fn seen<'a>(&'a self, answers: &'a [Answer]) -> Sample<'a> {
         Sample {
             completion: &self.completion,
             prompt: self.prompt.as_deref(),
-            solution: self.solution.as_ref().filter(|solution| !solution.is_null()),
+            solution: self.solution(),
             token_ids: self.token_ids.as_deref(),
             finish_reason: self.finish_reason,
             fields: self.fields.as_ref(),
+            answers,
         }
+    }
+
+    fn question(&self) -> Question {
+        let context = Context {
+            prompt: self.prompt.clone(),
+            messages: self.messages.clone(),
+            has_media: false,
+            solution: self.solution().cloned(),
+            fields: self.fields.clone(),
+        };
+        Question { context: Arc::new(context), completion: self.completion.as_str().into(), finish_reason: self.finish_reason }
+    }
+}
+
+/// Rewards and a recipe for lists of samples: one call's, or a file's piece by piece.
+pub struct Scorer {
+    rewarder: Rewarder,
+    recipe: Recipe,
+    pool: Arc<ScorePool>,
+}
+
+impl Scorer {
+    /// # Errors
+    ///
+    /// An unknown reward, argument, judge or recipe.
+    pub fn new(
+        rewards: Option<Vec<RewardBody>>,
+        advantage: Option<Value>,
+        limits: &Limits,
+        judges: &Judges,
+        pool: Arc<ScorePool>,
+    ) -> Result<Self> {
+        let rewarder = Rewarder::new(rewards, limits, judges)?;
+        let recipe = Recipe::from_json(&advantage.unwrap_or_default()).map_err(|e| e.within("advantage"))?;
+        Ok(Scorer { rewarder, recipe, pool })
+    }
+
+    /// The keys of the rewards.
+    pub fn keys(&self) -> &[Arc<str>] {
+        self.rewarder.keys()
+    }
+
+    /// Scores samples, in order; those of a group must be in one list.
+    pub async fn score(&self, samples: Vec<ScoreSample>) -> Vec<ScoredReply> {
+        let samples = Arc::new(samples);
+        let each = (0..samples.len()).map(|i| {
+            let (samples, rewarder) = (samples.clone(), self.rewarder.clone());
+            async move {
+                let answers = if rewarder.asks_judges() { rewarder.answers(&samples[i].question(), None).await } else { Vec::new() };
+                self.pool.run(move || (rewarder.score(&samples[i].seen(&answers)), answers)).await
+            }
+        });
+        let (verdicts, answers): (Vec<_>, Vec<_>) = join_all(each).await.into_iter().unzip();
+        let groups = groups(&samples);
+        let verdicts = {
+            let (groups, rewarder) = (groups.clone(), self.rewarder.clone());
+            self.pool.run(move || score_groups(&samples, &answers, &groups, &rewarder, verdicts)).await
+        };
+        self.replies(&groups, verdicts)
     }
 }
 
@@ -136,32 +212,15 @@ impl ScoreSample {
 ///
 /// # Errors
 ///
-/// An unknown reward, argument or recipe; a sample whose solution or group is no scalar; too many samples.
-pub(super) async fn score(request: ScoreRequest, limits: &Limits, pool: &Arc<ScorePool>) -> Result<ScoreReply> {
+/// As [`Scorer::new`] and [`ScoreSample::check`]; too many samples.
+pub(super) async fn score(request: ScoreRequest, limits: &Limits, judges: &Judges, pool: &Arc<ScorePool>) -> Result<ScoreReply> {
     in_range("samples", request.samples.len(), 1, limits.max_score_samples)?;
     for (i, sample) in request.samples.iter().enumerate() {
         sample.check().map_err(|e| e.within(&format!("samples[{i}]")))?;
     }
-    let rewarder = Rewarder::new(request.rewards, limits)?;
-    let recipe = Recipe::from_json(&request.advantage.unwrap_or_default()).map_err(|e| e.within("advantage"))?;
-
-    let samples = Arc::new(request.samples);
-    let jobs: Vec<_> = (0..samples.len())
-        .map(|i| {
-            let (samples, rewarder) = (samples.clone(), rewarder.clone());
-            pool.start(move || rewarder.score(&samples[i].seen()))
-        })
-        .collect();
-    let mut verdicts = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        verdicts.push(job.await.unwrap_or_else(|_| panic!("scoring failed: its own message stands above")));
-    }
-    let groups = groups(&samples);
-    let verdicts = {
-        let (groups, rewarder) = (groups.clone(), rewarder.clone());
-        pool.run(move || score_groups(&samples, &groups, &rewarder, verdicts)).await
-    };
-    Ok(reply(recipe, &rewarder, &groups, verdicts))
+    let scorer = Scorer::new(request.rewards, request.advantage, limits, judges, pool.clone())?;
+    let samples = scorer.score(request.samples).await;
+    Ok(ScoreReply { advantage: scorer.recipe, samples })
 }
 
 /// Positions of the samples of each group, in order of appearance.
@@ -169,7 +228,7 @@ fn groups(samples: &[ScoreSample]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut places = std::collections::HashMap::new();
     for (i, sample) in samples.iter().enumerate() {
-        if let Some(name) = sample.group.as_ref().filter(|name| !name.is_null()) {
+        if let Some(name) = sample.group.as_ref().filter(|_| sample.has_group()) {
             // A number and a string of its digits are different names.
             let place = *places.entry(name.to_string()).or_insert(groups.len());
             if place == groups.len() {
@@ -181,10 +240,16 @@ fn groups(samples: &[ScoreSample]) -> Vec<Vec<usize>> {
     groups
 }
 
-fn score_groups(samples: &[ScoreSample], groups: &[Vec<usize>], rewarder: &Rewarder, mut verdicts: Vec<Vec<Verdict>>) -> Vec<Vec<Verdict>> {
+fn score_groups(
+    samples: &[ScoreSample],
+    answers: &[Vec<Answer>],
+    groups: &[Vec<usize>],
+    rewarder: &Rewarder,
+    mut verdicts: Vec<Vec<Verdict>>,
+) -> Vec<Vec<Verdict>> {
     if rewarder.needs_group() {
         for group in groups {
-            let seen: Vec<Sample<'_>> = group.iter().map(|i| samples[*i].seen()).collect();
+            let seen: Vec<Sample<'_>> = group.iter().map(|i| samples[*i].seen(&answers[*i])).collect();
             let mut own: Vec<Vec<Verdict>> = group.iter().map(|i| std::mem::take(&mut verdicts[*i])).collect();
             rewarder.score_group(&seen, &mut own.iter_mut().collect::<Vec<_>>());
             for (i, own) in group.iter().zip(own) {
@@ -195,22 +260,25 @@ fn score_groups(samples: &[ScoreSample], groups: &[Vec<usize>], rewarder: &Rewar
     verdicts
 }
 
-fn reply(recipe: Recipe, rewarder: &Rewarder, groups: &[Vec<usize>], verdicts: Vec<Vec<Verdict>>) -> ScoreReply {
-    let rewards: Vec<SampleRewards> = (verdicts.iter())
-        .map(|verdicts| SampleRewards { values: verdicts.iter().map(|verdict| verdict.value).collect(), excluded: false })
-        .collect();
-    let mut of_sample: Vec<Option<f64>> = vec![None; rewards.len()];
-    let of_groups: Vec<Vec<SampleRewards>> = groups.iter().map(|group| group.iter().map(|i| rewards[*i].clone()).collect()).collect();
-    for (group, found) in groups.iter().zip(advantages(&recipe, rewarder.weights(), &of_groups)) {
-        for (i, advantage) in group.iter().zip(found.advantages) {
-            of_sample[*i] = Some(advantage);
+impl Scorer {
+    fn replies(&self, groups: &[Vec<usize>], verdicts: Vec<Vec<Verdict>>) -> Vec<ScoredReply> {
+        let Scorer { rewarder, recipe, .. } = self;
+        let rewards: Vec<SampleRewards> = (verdicts.iter())
+            .map(|verdicts| SampleRewards { values: verdicts.iter().map(|verdict| verdict.value).collect(), excluded: false })
+            .collect();
+        let mut of_sample: Vec<Option<f64>> = vec![None; rewards.len()];
+        let of_groups: Vec<Vec<SampleRewards>> = groups.iter().map(|group| group.iter().map(|i| rewards[*i].clone()).collect()).collect();
+        for (group, found) in groups.iter().zip(advantages(recipe, rewarder.weights(), &of_groups)) {
+            for (i, advantage) in group.iter().zip(found.advantages) {
+                of_sample[*i] = Some(advantage);
+            }
         }
+        let samples = verdicts.into_iter().zip(rewards).zip(of_sample).map(|((verdicts, rewards), advantage)| ScoredReply {
+            reward: rewards.total(rewarder.weights()),
+            rewards: Named::new(rewarder.keys(), rewards.values),
+            advantage,
+            details: Named::new(rewarder.keys(), verdicts.into_iter().map(Detail::from)),
+        });
+        samples.collect()
     }
-    let samples = verdicts.into_iter().zip(rewards).zip(of_sample).map(|((verdicts, rewards), advantage)| ScoredReply {
-        reward: rewards.total(rewarder.weights()),
-        rewards: Named::new(rewarder.keys(), rewards.values),
-        advantage,
-        details: Named::new(rewarder.keys(), verdicts.into_iter().map(Detail::from)),
-    });
-    ScoreReply { advantage: recipe, samples: samples.collect() }
 }

@@ -26,6 +26,7 @@ use super::request::RolloutRequest;
 use super::rewarder::ScorePool;
 use super::scoring::{self, ScoreReply, ScoreRequest};
 use crate::error::{Error, Result};
+use crate::judges::Judges;
 use crate::processor::PromptRequest;
 use crate::store::{BatchStore, StoreOptions};
 
@@ -33,6 +34,7 @@ pub struct RolloutService {
     pub(super) generator: Arc<Generator>,
     pub(super) served: Served,
     pub(super) pool: Arc<ScorePool>,
+    pub(super) judges: Arc<Judges>,
     replies: Arc<Replies>,
     pub(super) store: Arc<dyn BatchStore>,
     pub(super) options: QueueOptions,
@@ -74,12 +76,18 @@ impl RolloutService {
             generator,
             served,
             pool: Arc::default(),
+            judges: Arc::default(),
             replies,
             store,
             options,
             under_way: Mutex::default(),
             dataset: OnceLock::new(),
         }
+    }
+
+    /// The same service with judges that rewards may ask.
+    pub fn with_judges(self, judges: Arc<Judges>) -> Self {
+        RolloutService { judges, ..self }
     }
 
     /// Generates, scores and normalises all groups. Dropping the future cancels everything, unless the request has a key.
@@ -97,7 +105,7 @@ impl RolloutService {
 
     async fn run_or_join(&self, request: RolloutRequest) -> Result<RolloutReply> {
         let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
-        let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        let mut plan = Plan::new(request, self.generator.limits(), &self.served, &self.judges)?;
         let origin = Origin::drawn(&plan);
         match plan.idempotency_key.take().zip(fingerprint) {
             None => self.starter().start(plan, origin)?.finish().await,
@@ -145,7 +153,7 @@ impl RolloutService {
     /// As [`RolloutService::run`], before the first group.
     pub fn stream(self: Arc<Self>, request: RolloutRequest) -> Result<impl Stream<Item = Result<StreamItem>> + Send + use<>> {
         let fingerprint = request.idempotency_key.is_some().then(|| Fingerprint::of(&request));
-        let mut plan = Plan::new(request, self.generator.limits(), &self.served)?;
+        let mut plan = Plan::new(request, self.generator.limits(), &self.served, &self.judges)?;
         if plan.settings.recipe.spans_groups() {
             return Err(Error::invalid("advantage", "this recipe reckons over all groups of a request, which a stream does not wait for"));
         }
@@ -170,7 +178,7 @@ impl RolloutService {
 
     /// Rewards and advantages of completions that were generated elsewhere.
     pub async fn score(&self, request: ScoreRequest) -> Result<ScoreReply> {
-        scoring::score(request, self.generator.limits(), &self.pool).await
+        scoring::score(request, self.generator.limits(), &self.judges, &self.pool).await
     }
 
     pub fn served(&self) -> &Served {

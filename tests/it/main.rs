@@ -19,6 +19,7 @@ mod formula;
 mod golden;
 mod golden_model;
 mod golden_processor;
+mod judges;
 mod logps;
 mod policy;
 mod policy_damage;

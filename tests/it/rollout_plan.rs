@@ -1,6 +1,7 @@
 //! What a rollout request may say, and what is said about one that can't be meant.
 
 use grouper::error::Error;
+use grouper::judges::Judges;
 use grouper::rollout::limits::Limits;
 use grouper::rollout::plan::{Plan, Served};
 use grouper::rollout::request::RolloutRequest;
@@ -11,7 +12,7 @@ fn plan(fields: Value) -> Result<Plan, Error> {
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     let request: RolloutRequest = serde_json::from_value(body).map_err(|error| Error::invalid("json", error.to_string()))?;
     let served = Served { model: "tiny".into(), vocab_size: 1000, max_model_len: 2048, reference: false };
-    Plan::new(request, &Limits::default(), &served)
+    Plan::new(request, &Limits::default(), &served, &Judges::default())
 }
 
 fn accepted(fields: Value) -> Plan {

@@ -14,12 +14,14 @@ mod field;
 mod first_non_none;
 mod formula;
 mod gate;
+mod http;
 mod json_match;
 mod json_schema;
 mod json_valid;
 mod language;
 mod length_group;
 mod loop_detector;
+mod model;
 mod numeric;
 mod parts;
 mod product;
@@ -68,6 +70,8 @@ pub const REWARDS: &[RewardSpec] = &[
     constant::SPEC,
     field::SPEC,
     formula::SPEC,
+    http::SPEC,
+    model::SPEC,
     weighted_sum::SPEC,
     gate::SPEC,
     product::PRODUCT,

@@ -1,9 +1,11 @@
 //! What rewards share: lengths, answers as text, rewards made of rewards.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::math::extract::{Marks, after_think, extract};
-use crate::{ArgError, ArgSpec, Args, BadSolution, Reason, Reward, Sample, Verdict};
+use crate::{ArgError, ArgSpec, Args, Ask, BadSolution, Reason, Reward, Sample, Verdict};
 
 /// What a length counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +89,10 @@ impl<C: Combine> Reward for Combined<C> {
 
     fn needs_group(&self) -> bool {
         self.0.rewards().iter().any(|reward| reward.needs_group())
+    }
+
+    fn asks(&self) -> Vec<Arc<Ask>> {
+        self.0.rewards().iter().flat_map(|reward| reward.asks()).collect()
     }
 
     fn check_solution(&self, solution: Option<&Value>) -> Result<(), BadSolution> {

@@ -1,8 +1,10 @@
 //! Completions that were cut off.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use crate::{ArgError, ArgSpec, Args, BadSolution, FinishReason, Reason, Reward, RewardSpec, Sample, Verdict};
+use crate::{ArgError, ArgSpec, Args, Ask, BadSolution, FinishReason, Reason, Reward, RewardSpec, Sample, Verdict};
 
 pub(super) const SPEC: RewardSpec = RewardSpec {
     name: "truncated",
@@ -48,6 +50,10 @@ impl Reward for Truncated {
 
     fn needs_group(&self) -> bool {
         self.reward.as_ref().is_some_and(|reward| reward.needs_group())
+    }
+
+    fn asks(&self) -> Vec<Arc<Ask>> {
+        self.reward.as_ref().map_or(Vec::new(), |reward| reward.asks())
     }
 
     fn check_solution(&self, solution: Option<&Value>) -> Result<(), BadSolution> {

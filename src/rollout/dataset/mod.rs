@@ -80,7 +80,7 @@ impl DatasetTask {
         let source = opened.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
         // A probe of what all rows have in common: faults are the operator's, now, and not each row's, later.
         let probe = RolloutRequest { groups: vec![rows::probe()], ..settings.clone() };
-        let plan = Plan::new(probe, service.generator.limits(), &service.served);
+        let plan = Plan::new(probe, service.generator.limits(), &service.served, &service.judges);
         let plan = plan.map_err(|e| Error::Setup(format!("--rollout-config: {e}")))?;
         let cursor = match service.store.cursor(&queue).await? {
             None => Cursor { sha256: source.sha256.clone(), seed: Origin::drawn(&plan).seed, epoch: 0, taken: 0 },
@@ -202,7 +202,7 @@ impl Dataset {
     fn body(&self, service: &RolloutService, row: usize, id: String) -> Result<GroupBody> {
         let body = rows::group(self.source.row(row)?, id)?;
         let request = RolloutRequest { groups: vec![body.clone()], ..self.settings.clone() };
-        Plan::new(request, service.generator.limits(), &service.served)?;
+        Plan::new(request, service.generator.limits(), &service.served, &service.judges)?;
         Ok(body)
     }
 }
