@@ -116,6 +116,8 @@ def learn(model, optimizer, batch: Batch, args, version: int) -> float | None:
     """The optimiser steps of one batch. Returns mean |Δ logp| to the server over what the present weights have sampled."""
     rows_that_count = (batch["completion_mask"].any(1) & ((batch["advantages"] != 0) | bool(args.beta))).nonzero()[:, 0]
     fresh = batch["completion_mask"] * (batch["policy_version"] == version)[:, None]
+    if not len(rows_that_count):
+        return None  # every group is of one mind
     difference, compared = 0.0, fresh[rows_that_count].sum().item()
     for update in range(args.updates):
         for rows in rows_that_count.split(args.micro_batch):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Server and learner on one GPU: SmolLM2-135M learns to add two-digit numbers. usage: run.sh MODEL_FOLDER [OUT_FOLDER]
-# Needs python3 with torch, transformers, httpx and safetensors. Settings: GROUPER (the binary), DEVICE, STEPS, GROUPS_A_STEP, G, LR, SEED.
+# Needs python3 with torch, transformers, httpx and safetensors. Settings: GROUPER (the binary), DEVICE, STEPS, DTYPE, GROUPS_A_STEP, G, LR, SEED.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 model=$1 out=${2:-smollm2-run}
@@ -23,6 +23,6 @@ done
 [ -n "$url" ] || { echo "the server did not come up" >&2; exit 1; }
 
 python3 "$root/examples/learner/grpo.py" --url "$url" "${transport[@]}" --model "$model" --tasks "$root/examples/smollm2/tasks.py" \
-  --device "$device" --dtype bfloat16 --tolerance 0.1 --max-tokens 16 --lr "${LR:-2e-5}" --num-groups "${GROUPS_A_STEP:-64}" \
+  --device "$device" --dtype "${DTYPE:-bfloat16}" --tolerance 0.1 --max-tokens 16 --lr "${LR:-5e-6}" --num-groups "${GROUPS_A_STEP:-64}" \
   --num-generations "${G:-16}" --micro-batch "${MICRO_BATCH:-256}" --steps "${STEPS:-150}" --eval-every "${EVAL_EVERY:-10}" \
   --until 0.95 --seed "${SEED:-0}" | tee "$out/seed-${SEED:-0}.jsonl"

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "clients/python"))
-from grouper_rl import (BadRequest, Batches, Checkpoint, Client, Conflict, EndOfData, GrouperError, NotFound, QueueFull)  # noqa: E402
+from grouper_rl import BadRequest, Batches, Checkpoint, Client, Conflict, GrouperError, NotFound, QueueFull  # noqa: E402
 
 MODEL = ROOT / "assets/tiny-vl-math"
 HELDOUT = [json.loads(line) for line in (MODEL / "heldout.jsonl").read_text().splitlines()]
@@ -266,12 +266,15 @@ CHECKS = [rollouts, a_batch, given_back, heartbeats, a_lost_lease, restarts_of_t
 def main() -> None:
     server = Server(sys.argv[1])
     client = Client(server.url)
-    for check in [check for check in CHECKS if len(sys.argv) < 3 or check.__name__ in sys.argv[2:]]:
-        began = time.monotonic()
-        check(server, client)
-        print(f"{check.__name__}: ok, {time.monotonic() - began:.1f} s", flush=True)
-    client.close()
-    server.end()
+    try:
+        for check in [check for check in CHECKS if len(sys.argv) < 3 or check.__name__ in sys.argv[2:]]:
+            began = time.monotonic()
+            check(server, client)
+            print(f"{check.__name__}: ok, {time.monotonic() - began:.1f} s", flush=True)
+        client.close()
+        server.end()
+    finally:
+        server.kill()
 
 
 if __name__ == "__main__":
