@@ -34,6 +34,15 @@ async fn lease(server: &Server, fields: Value) -> Reply {
     server.post("/v1/batches/lease", &body).await
 }
 
+/// Waits until so many groups can be leased: before that, one that is ready earlier overtakes those that are not.
+async fn all_ready(server: &Server, groups: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while counts(server).await["ready"] != groups {
+        assert!(Instant::now() < deadline, "{}", counts(server).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn end(server: &Server, lease: &Value, how: &str) -> Reply {
     server.post(&format!("/v1/batches/{}/{how}", lease["lease_id"].as_str().unwrap()), &json!({"fence": lease["fence"]})).await
 }
@@ -117,6 +126,7 @@ async fn nothing_is_lost_or_doubled_over_restarts() {
     assert_eq!(accepted(&server, &queued(6, json!({"idempotency_key": "k"}))).await, rollout);
     let other = server.post(ROLLOUTS, &queued(5, json!({"idempotency_key": "k"}))).await;
     assert_eq!(other.error(409)["code"], "conflict");
+    all_ready(&server, 6).await;
     let first = lease(&server, json!({"num_groups": 2})).await.ok();
     let second = lease(&server, json!({"num_groups": 2, "lease_ms": 1})).await.ok();
     assert_eq!(end(&server, &first, "ack").await.status.as_u16(), 200);
