@@ -123,6 +123,14 @@ def a_batch(server: Server, client: Client) -> None:
     assert refused(Conflict, batch.extend).status == 409
 
 
+def all_ready(client: Client, queue: str, groups: int) -> None:
+    """Before that, a group that is ready earlier overtakes those that are not."""
+    deadline = time.monotonic() + 60
+    while counts(client, queue)["ready"] != groups:
+        assert time.monotonic() < deadline, counts(client, queue)
+        time.sleep(0.01)
+
+
 def given_back(server: Server, client: Client) -> None:
     client.enqueue(TEXT[:2], num_generations=2, sampling=SHORT, queue="b")
     source = batches(client, "b")
@@ -145,6 +153,7 @@ def heartbeats(server: Server, client: Client) -> None:
 def a_lost_lease(server: Server, client: Client) -> None:
     """Groups that were learned from under a lease that ended are acknowledged when they come again, and not handed out."""
     client.enqueue(TEXT[:4], num_generations=2, sampling=SHORT, queue="d")
+    all_ready(client, "d", 4)
     source = batches(client, "d", lease_ms=200)
     first = next(iter(source))
     time.sleep(0.5)
@@ -163,6 +172,7 @@ def a_lost_lease(server: Server, client: Client) -> None:
 
 def restarts_of_the_learner(server: Server, client: Client) -> None:
     client.enqueue(TEXT[:4], num_generations=2, sampling=SHORT, queue="e")
+    all_ready(client, "e", 4)
     folder = server.folder / "checkpoints"
     batch = next(iter(batches(client, "e", learner="anna")))
     Checkpoint(folder).save(7, batch, lambda path: (path / "state").write_text("weights"))
