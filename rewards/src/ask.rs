@@ -26,6 +26,8 @@ pub struct HttpAsk {
     pub retries: u32,
     /// The variable of the server's environment that holds a bearer token.
     pub api_key_env: Option<String>,
+    /// Whether an answer may be one that was given to the same sample before.
+    pub cache: bool,
 }
 
 /// A reward model reads prompt and completion.

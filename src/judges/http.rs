@@ -10,10 +10,12 @@ use reqwest::{Client, Response, StatusCode};
 use rewards::{FinishReason, HttpAsk, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
+use super::cache::{Cache, Key};
 use super::{Question, gone};
 use crate::error::{Error, Result};
 
@@ -27,16 +29,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer: so much, and so much more for each sample.
 const MAX_REPLY: (usize, usize) = (64 << 10, 1 << 10);
 
+const IS_JSON: &str = "strings, numbers and JSON are JSON";
+
 /// Who calls, and where it may.
 pub struct Caller {
     client: Client,
     allowed: Vec<Url>,
     calls: Arc<Semaphore>,
+    cache: Arc<Cache>,
 }
 
 /// Samples on their way to one scorer.
 #[derive(Clone)]
-pub struct HttpLine(mpsc::UnboundedSender<Job>);
+pub struct HttpLine {
+    jobs: mpsc::UnboundedSender<Job>,
+    /// Who is asked, and with whose key.
+    scorer: Arc<str>,
+    /// `None`: every sample is asked about.
+    cache: Option<Arc<Cache>>,
+}
 
 struct Job {
     question: Question,
@@ -107,7 +118,7 @@ impl Caller {
             .user_agent(concat!("grouper/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Error::Setup(format!("no HTTP client: {e}")))?;
-        Ok(Some(Caller { client, allowed, calls: Arc::new(Semaphore::new(MAX_CALLS)) }))
+        Ok(Some(Caller { client, allowed, calls: Arc::new(Semaphore::new(MAX_CALLS)), cache: Arc::default() }))
     }
 
     pub fn open(&self, ask: &HttpAsk) -> Result<HttpLine> {
@@ -120,10 +131,11 @@ impl Caller {
             Ok::<_, Error>(value)
         });
         let (client, calls) = (self.client.clone(), self.calls.clone());
+        let name = format!("{url} {}", ask.api_key_env.as_deref().unwrap_or_default()).into();
         let scorer = Scorer { client, url, key: key.transpose()?, ask: ask.clone(), calls };
         let (sender, jobs) = mpsc::unbounded_channel();
         tokio::spawn(Arc::new(scorer).gather(jobs));
-        Ok(HttpLine(sender))
+        Ok(HttpLine { jobs: sender, scorer: name, cache: ask.cache.then(|| self.cache.clone()) })
     }
 
     fn check(&self, text: &str) -> Result<Url, &'static str> {
@@ -150,11 +162,32 @@ fn is_below(url: &Url, allowed: &Url) -> bool {
 
 impl HttpLine {
     pub async fn ask(&self, question: Question) -> Verdict {
+        let Some(cache) = &self.cache else { return self.put(question).await };
+        let key = self.key(&question);
+        if let Some(verdict) = cache.get(&key) {
+            counter!("grouper_judge_cached_total", "judge" => "http").increment(1);
+            return verdict;
+        }
+        let verdict = self.put(question).await;
+        // What the scorer said, not what went wrong on the way.
+        if matches!(verdict.reason, Reason::Judged | Reason::Abstained) {
+            cache.put(key, verdict.clone());
+        }
+        verdict
+    }
+
+    async fn put(&self, question: Question) -> Verdict {
         let (reply, verdict) = oneshot::channel();
-        match self.0.send(Job { question, reply }) {
+        match self.jobs.send(Job { question, reply }) {
             Ok(()) => verdict.await.unwrap_or_else(|_| gone()),
             Err(_) => gone(),
         }
+    }
+
+    /// Of where the sample goes and everything that is posted of it.
+    fn key(&self, question: &Question) -> Key {
+        let posted = serde_json::to_vec(&Posted::from(question)).unwrap_or_else(|error| panic!("{IS_JSON}: {error}"));
+        Sha256::new().chain_update(self.scorer.as_bytes()).chain_update([0]).chain_update(posted).finalize().into()
     }
 }
 
@@ -185,7 +218,7 @@ impl Scorer {
         let samples = batch.len();
         let body = match serde_json::to_vec(&Body { samples: batch.iter().map(|job| Posted::from(&job.question)).collect() }) {
             Ok(body) => body,
-            Err(error) => panic!("strings, numbers and JSON are JSON: {error}"),
+            Err(error) => panic!("{IS_JSON}: {error}"),
         };
         let verdicts = tokio::select! {
             verdicts = self.attempts(body, samples) => verdicts,

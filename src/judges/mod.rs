@@ -3,6 +3,7 @@
 //! A request opens a [`Line`] to each judge that its rewards ask and puts one [`Question`] a sample; the answer is a verdict, and every
 //! failure is "no verdict" with a reason. Nothing here runs on the threads that score or on the engine's.
 
+mod cache;
 mod http;
 mod model;
 

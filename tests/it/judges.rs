@@ -139,7 +139,7 @@ async fn a_scorer_is_asked_in_batches() {
     assert!(calls.iter().all(|(head, _)| head.starts_with("POST /score ") && !head.to_lowercase().contains("authorization")));
 
     // One question, asked in two places.
-    let twice = json!({"name": "product", "rewards": [scorer.reward(json!({})), scorer.reward(json!({}))]});
+    let twice = json!({"name": "product", "rewards": [scorer.reward(json!({"cache": false})), scorer.reward(json!({"cache": false}))]});
     assert_eq!(score(&server, &twice, &completions(2)).await[1], (json!(4.0), "computed".to_owned()));
     assert_eq!(scorer.calls().len(), calls.len() + 1);
     server.stop().await;
@@ -206,12 +206,34 @@ async fn what_passes_is_asked_again_and_the_rest_counts_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scorer_is_asked_once_about_the_same() {
+    let scorer = Scorer::start(vec![Act::Cut, Act::Lengths]).await;
+    let server = scorer.server();
+    let once = scorer.reward(json!({"retries": 0}));
+    let two = completions(2);
+    assert_eq!(score(&server, &once, &two).await, vec![(Value::Null, "unreachable".to_owned()); 2]);
+    let verdicts = [(json!(1.0), "judged".to_owned()), (json!(2.0), "judged".to_owned())];
+    assert_eq!(score(&server, &once, &two).await, verdicts, "a failure is no answer");
+    assert_eq!(score(&server, &once, &two).await, verdicts);
+    assert_eq!(scorer.calls().len(), 2, "the answers are known");
+    // Another sample in anything that is posted, and a reward that wants to ask.
+    let mut other = two.clone();
+    other[1]["fields"]["k"] = json!("other");
+    assert_eq!(score(&server, &once, &other).await, verdicts);
+    let asked: Vec<usize> = scorer.calls().iter().map(|(_, body)| body["samples"].as_array().unwrap().len()).collect();
+    assert_eq!(asked, [2, 2, 1]);
+    assert_eq!(score(&server, &scorer.reward(json!({"retries": 0, "cache": false})), &two).await, verdicts);
+    assert_eq!(scorer.calls().len(), 4);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rollouts_wait_for_judges_until_the_deadline() {
     let scorer = Scorer::start(vec![Act::Lengths, Act::Hang]).await;
     let server = scorer.server();
     let body = |deadline: u64| {
         json!({"groups": [{"messages": user("2 + 2?"), "solution": "4"}], "num_generations": 4, "seed": 3, "sampling": {"max_tokens": 8},
-               "rewards": [scorer.reward(json!({"timeout_ms": 60_000})), {"name": "constant", "value": 1}], "deadline_ms": deadline})
+               "rewards": [scorer.reward(json!({"timeout_ms": 60_000, "cache": false})), {"name": "constant", "value": 1}], "deadline_ms": deadline})
     };
     let reply = server.post("/v1/rollouts", &body(8_000)).await.ok();
     for sample in reply["groups"][0]["samples"].as_array().unwrap() {

@@ -24,6 +24,12 @@ pub(super) const SPEC: RewardSpec = RewardSpec {
             default: "null",
             about: "The variable of the server's environment with the scorer's bearer token; its name begins with GROUPER_REWARD_KEY.",
         },
+        ArgSpec {
+            name: "cache",
+            kind: "bool",
+            default: "true",
+            about: "Take the scorer's earlier answer to the same prompt, completion, solution and fields. Failures are never kept.",
+        },
     ],
     build: |args: &Args| -> Result<Box<dyn Reward>, ArgError> {
         let url = args.string("url");
@@ -41,6 +47,7 @@ pub(super) const SPEC: RewardSpec = RewardSpec {
             batch_size: args.integer_in("batch_size", 1..=1024)? as usize,
             retries: args.integer_in("retries", 0..=10)? as u32,
             api_key_env,
+            cache: args.bool("cache"),
         })))))
     },
 };

@@ -204,7 +204,7 @@ impl Device {
             *pointer = (value as *mut u64).cast();
         }
         // Every kernel waits by itself for those before it, so it may be put on the device while they end.
-        let early = self.compute >= (9, 0) && std::env::var_os("GROUPER_NO_PDL").is_none();
+        let early = self.compute >= (9, 0);
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

@@ -13,8 +13,14 @@ use super::nvrtc;
 use crate::error::{Error, Result};
 
 /// What every source may include.
-const HEADERS: &[(&str, &str)] =
-    &[("common.cuh", include_str!("../../../kernels/common.cuh")), ("philox.cuh", include_str!("../../../kernels/philox.cuh"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../../../kernels/common.cuh")),
+    ("philox.cuh", include_str!("../../../kernels/philox.cuh")),
+    ("attention_items.cuh", include_str!("../../../kernels/attention_items.cuh")),
+    ("attention_rows.cuh", include_str!("../../../kernels/attention_rows.cuh")),
+    ("sample_row.cuh", include_str!("../../../kernels/sample_row.cuh")),
+    ("sample_filter.cuh", include_str!("../../../kernels/sample_filter.cuh")),
+];
 
 /// For heads of 16, 32, … values.
 const SEGMENT_ATTENTION: &[&str] = &[

@@ -1,0 +1,227 @@
+// A row's chunks in the one order: merged in registers, taken up from partials, written to partials, put together by whoever finishes the last.
+#pragma once
+#include "attention_items.cuh"
+
+// ---- merging chunks; every rounding is spelled out, since direct and split rows must have the same bits
+
+struct Merge {
+    f32 a, b, inverse, lse;
+};
+
+__device__ __forceinline__ Merge merge_weights(f32 lse, f32 chunk_lse) {
+    f32 most = fmaxf(lse, chunk_lse);
+    f32 a = exp2_fast(__fsub_rn(lse, most));
+    f32 b = exp2_fast(__fsub_rn(chunk_lse, most));
+    f32 sum = __fadd_rn(a, b);
+    return Merge{a, b, __frcp_rn(sum), __fadd_rn(most, log2f(sum))};
+}
+
+__device__ __forceinline__ f32 merge_value(const Merge& m, f32 o, f32 chunk_o) {
+    return __fmul_rn(__fmaf_rn(m.a, o, __fmul_rn(m.b, chunk_o)), m.inverse);
+}
+
+// ---- split rows
+
+// Merges the partials of a row for the query heads of a kv head, in ascending order: `DP / 2` threads a head, two dimensions a thread.
+template <u32 DP>
+__device__ __forceinline__ void combine(const Args& args, const AttentionEntry& entry, u32 kv_head) {
+    constexpr u32 AHEAD = 2;
+    constexpr u32 LANES = DP / 2;
+    const u32 d = 2 * (threadIdx.x % LANES);
+    const u32 num_partials = entry.num_partials;
+#pragma unroll 1
+    for (u32 i = threadIdx.x / LANES; i < args.shared; i += THREADS / LANES) {
+        const u32 head = kv_head * args.shared + i;
+        const u64 first_place = (u64)entry.first_partial * args.num_heads + head;
+        const f32* next_lse = args.partial_lse + first_place;
+        const f32* next_o = args.partial_o + first_place * DP + d;
+        f32 total_lse = load_shared_by_all(next_lse);
+        float2 total = load_shared_by_all(reinterpret_cast<const float2*>(next_o));
+#pragma unroll 1
+        for (u32 first = 1; first < num_partials; first += AHEAD) {
+            f32 lse[AHEAD];
+            float2 o[AHEAD];
+#pragma unroll
+            for (u32 j = 0; j < AHEAD; j++) {
+                if (first + j < num_partials) {
+                    next_lse += args.num_heads;
+                    next_o += args.num_heads * DP;
+                    lse[j] = load_shared_by_all(next_lse);
+                    o[j] = load_shared_by_all(reinterpret_cast<const float2*>(next_o));
+                }
+            }
+#pragma unroll
+            for (u32 j = 0; j < AHEAD; j++) {
+                if (first + j < num_partials) {
+                    Merge merge = merge_weights(total_lse, lse[j]);
+                    total.x = merge_value(merge, total.x, o[j].x);
+                    total.y = merge_value(merge, total.y, o[j].y);
+                    total_lse = merge.lse;
+                }
+            }
+        }
+        if (d < args.head_dim) *reinterpret_cast<u32*>(args.out + ((u64)entry.row * args.num_heads + head) * args.head_dim + d) = f2bf2(total.x, total.y);
+    }
+}
+
+// After a block has written the partials of an item with counted entries: rows that are whole now are merged here. `last` has a word an entry.
+template <u32 DP>
+__device__ __forceinline__ void finish_rows(const Args& args, const View& v, const AttentionEntry* entries, u32* last) {
+    const u32 num_entries = v.num_rows / args.shared;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x < num_entries) {
+        const AttentionEntry& entry = entries[threadIdx.x];
+        bool whole = false;
+        if (entry.counter != NONE) {
+            u32* finished = args.finished + entry.counter * args.num_kv_heads + v.head;
+            whole = atomicAdd(finished, 1u) + 1 == entry.num_partials;
+            // Ready for the next layer.
+            if (whole) *finished = 0;
+        }
+        last[threadIdx.x] = whole;
+    }
+    __syncthreads();
+    __threadfence();
+#pragma unroll 1
+    for (u32 i = 0; i < num_entries; i++) {
+        if (last[i] != 0) combine<DP>(args, entries[i], v.head);
+    }
+}
+
+// ---- a row's chunks, in registers: `half` of an accumulator is one row
+
+template <u32 EIGHTS>
+struct Rows {
+    // Of the present chunk, and of all before it.
+    f32 m[2], l[2], o[EIGHTS][4];
+    f32 total_lse[2], total[EIGHTS][4];
+    u32 seen[2];
+
+    __device__ __forceinline__ void begin_chunk(u32 half, u32 keys) {
+        seen[half] = keys;
+        m[half] = neg_inf();
+        l[half] = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < EIGHTS; j++) o[j][2 * half] = o[j][2 * half + 1] = 0.0f;
+    }
+
+    // Makes room for a larger maximum: returns what weights are relative to.
+    __device__ __forceinline__ f32 raise(u32 half, f32 most, f32& alpha) {
+        most = fmaxf(m[half], most);
+        // A row that has seen nothing yet keeps -inf, and all its weights are 2^-inf.
+        f32 from = most == neg_inf() ? 0.0f : most;
+        alpha = exp2_fast(__fsub_rn(m[half], from));
+        m[half] = most;
+        return from;
+    }
+
+    __device__ __forceinline__ void add_weights(u32 half, f32 alpha, f32 sum) {
+        l[half] = fmaf(l[half], alpha, sum);
+#pragma unroll
+        for (u32 j = 0; j < EIGHTS; j++) {
+            o[j][2 * half] *= alpha;
+            o[j][2 * half + 1] *= alpha;
+        }
+    }
+
+    // `chunk(j)`: its normalised output in eight j.
+    template <class Chunk>
+    __device__ __forceinline__ void merge_chunk(u32 half, f32 lse, Chunk chunk) {
+        bool alone = total_lse[half] == neg_inf();
+        Merge merge = merge_weights(total_lse[half], lse);
+#pragma unroll
+        for (u32 j = 0; j < EIGHTS; j++) {
+            float2 x = chunk(j);
+            total[j][2 * half] = alone ? x.x : merge_value(merge, total[j][2 * half], x.x);
+            total[j][2 * half + 1] = alone ? x.y : merge_value(merge, total[j][2 * half + 1], x.y);
+        }
+        total_lse[half] = alone ? lse : merge.lse;
+    }
+
+    // `chunk`: its first key.
+    __device__ __forceinline__ void end_chunk(u32 half, u32 chunk) {
+        if (seen[half] <= chunk) return;
+        f32 inverse = __frcp_rn(l[half]);
+        merge_chunk(half, __fadd_rn(m[half], log2f(l[half])),
+                    [&](u32 j) { return float2{__fmul_rn(o[j][2 * half], inverse), __fmul_rn(o[j][2 * half + 1], inverse)}; });
+    }
+
+    // Goes on from `num` partials, the first at `place`; the thread's dimensions are `first_d + 8 j`.
+    template <u32 DP>
+    __device__ __forceinline__ void continue_from(const Args& args, u32 half, u64 place, u32 num, u32 first_d) {
+        constexpr u32 AHEAD = 4;
+        wait_for_earlier_kernel();
+#pragma unroll 1
+        for (u32 first = 0; first < num; first += AHEAD) {
+            f32 lse[AHEAD];
+            float2 x[AHEAD][EIGHTS];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) {
+                if (first + i >= num) break;
+                lse[i] = args.partial_lse[place];
+#pragma unroll
+                for (u32 j = 0; j < EIGHTS; j++) {
+                    x[i][j] = float2{0.0f, 0.0f};
+                    if (first_d + 8 * j < DP) x[i][j] = *reinterpret_cast<const float2*>(args.partial_o + place * DP + first_d + 8 * j);
+                }
+                place += args.num_heads;
+            }
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) {
+                if (first + i >= num) break;
+                merge_chunk(half, lse[i], [&](u32 j) { return x[i][j]; });
+            }
+        }
+    }
+
+    // To the output, or to the entry's partial; `writes_lse`: one of the threads that have the row.
+    template <u32 DP>
+    __device__ __forceinline__ void store(const Args& args, u32 half, const AttentionEntry& entry, u32 head, u32 first_d, bool writes_lse) const {
+        u32 partial = entry.partial;
+        u64 place = (u64)(partial == NONE ? entry.row : partial) * args.num_heads + head;
+#pragma unroll
+        for (u32 j = 0; j < EIGHTS; j++) {
+            u32 d = first_d + 8 * j;
+            f32 x = total[j][2 * half], y = total[j][2 * half + 1];
+            if (partial == NONE) {
+                if (d < args.head_dim) *reinterpret_cast<u32*>(args.out + place * args.head_dim + d) = f2bf2(x, y);
+            } else if (d < DP) {
+                *reinterpret_cast<float2*>(args.partial_o + place * DP + d) = float2{x, y};
+            }
+        }
+        if (partial != NONE && writes_lse) args.partial_lse[place] = total_lse[half];
+    }
+};
+
+// Scaled scores of a thread, keys beyond what the row sees at -inf; the largest of the row over the four lanes that have it.
+template <u32 COUNT>
+__device__ __forceinline__ f32 mask_scores(f32 (&s)[COUNT][4], u32 half, u32 first_key, u32 visible, f32 scale) {
+    const u32 t = threadIdx.x % 4;
+    f32 most = neg_inf();
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
+#pragma unroll
+        for (u32 e = 0; e < 2; e++) {
+            f32& x = s[i][2 * half + e];
+            x = first_key + 8 * i + 2 * t + e < visible ? __fmul_rn(x, scale) : neg_inf();
+            most = fmaxf(most, x);
+        }
+    }
+    most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
+    return fmaxf(most, __shfl_xor_sync(FULL, most, 2));
+}
+
+// Weights in the place of the scores of sixteen keys, and their sum over the four lanes.
+__device__ __forceinline__ f32 weigh(f32 (&low)[4], f32 (&high)[4], u32 half, f32 from) {
+#pragma unroll
+    for (u32 e = 0; e < 2; e++) {
+        low[2 * half + e] = exp2_fast(__fsub_rn(low[2 * half + e], from));
+        high[2 * half + e] = exp2_fast(__fsub_rn(high[2 * half + e], from));
+    }
+    f32 sum = (low[2 * half] + low[2 * half + 1]) + (high[2 * half] + high[2 * half + 1]);
+    sum += __shfl_xor_sync(FULL, sum, 1);
+    return sum + __shfl_xor_sync(FULL, sum, 2);
+}
+
+// A tile in shared memory and the walk's place.
