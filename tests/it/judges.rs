@@ -294,7 +294,8 @@ async fn judges_that_are_not_there_are_refused() {
         ["timeout_ms", false, 30000],
         ["batch_size", false, 32],
         ["retries", false, 2],
-        ["api_key_env", false, null]
+        ["api_key_env", false, null],
+        ["cache", false, true]
     ]);
     assert_eq!(json!(defaults), expected);
     assert_eq!(listed("model")[0]["name"], "model");
