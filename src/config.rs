@@ -100,6 +100,7 @@ impl Config {
             root: args.policy_root.clone(),
             data_dir: args.data_dir.clone(),
             serve_held: args.on_restart == OnRestart::ServeHeld,
+            stage_ttl: args.stage_ttl,
         };
         Ok(Config {
             policy,

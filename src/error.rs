@@ -16,9 +16,12 @@ pub enum Error {
     /// Something the caller named that is not here.
     #[error("{0}")]
     NotFound(String),
-    /// The same key with another body, a second update at a time.
+    /// The same key with another body, a lease that was lost.
     #[error("{0}")]
     Conflict(String),
+    /// One update of the weights at a time: try again when that which is under way has ended.
+    #[error("{0}")]
+    UpdateUnderWay(String),
     /// Room will come: try again after the given time.
     #[error("{message}")]
     Overloaded { message: String, retry_after_ms: u64 },

@@ -42,7 +42,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--updates", type=int, default=1, help="optimiser steps a batch")
     p.add_argument("--lr", type=float, default=2e-4)
     p.add_argument("--epsilon", type=float, default=0.2, help="the ratio is clipped to 1 ± this")
-    p.add_argument("--beta", type=float, default=0.0, help="weight of the k3 estimate of KL(policy ‖ reference)")
+    p.add_argument("--beta", type=float, default=0.0, 
+                   help="weight of the k3 estimate of KL(policy ‖ reference); the reference is what a server with --reference started from")
     p.add_argument("--eval-every", type=int, default=10, help="steps between two evaluations on the held-out prompts")
     p.add_argument("--until", type=float, default=1.01, help="stop when the held-out accuracy is at least this")
     p.add_argument("--tolerance", type=float, default=1e-4, help="mean |Δ logp| to the server beyond which the run fails")
@@ -107,32 +108,44 @@ def loss_of(new, old, ref, advantage, epsilon: float, beta: float) -> torch.Tens
     """GRPO's loss of every token: the clipped ratio to the policy that sampled it, and k3 to the reference."""
     ratio = (new - old).exp()
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
-    if beta:
-        loss = loss + beta * ((ref - new).exp() - (ref - new) - 1)
-    return loss
+    return loss + beta * k3(new, ref) if beta else loss
 
 
-def learn(model, optimizer, batch: Batch, args, version: int) -> float | None:
-    """The optimiser steps of one batch. Returns mean |Δ logp| to the server over what the present weights have sampled."""
+def k3(new, ref) -> torch.Tensor:
+    """Estimate of KL(policy ‖ reference) at tokens of the policy: never negative, 0 where both agree."""
+    return (ref - new).exp() - (ref - new) - 1
+
+
+def learn(model, optimizer, batch: Batch, args, version: int) -> dict[str, float]:
+    """The optimiser steps of one batch. Returns mean |Δ logp| to the server over what the present weights have sampled, of all samples
+    and of those without and with pictures, and with beta the mean k3 to the reference before the first step."""
     rows_that_count = (batch["completion_mask"].any(1) & ((batch["advantages"] != 0) | bool(args.beta))).nonzero()[:, 0]
-    fresh = batch["completion_mask"] * (batch["policy_version"] == version)[:, None]
     if not len(rows_that_count):
-        return None  # every group is of one mind
-    difference, compared = 0.0, fresh[rows_that_count].sum().item()
+        return {}  # every group is of one mind
+    fresh = batch["completion_mask"] * (batch["policy_version"] == version)[:, None]
+    difference, kl = torch.zeros(len(fresh), device=fresh.device), torch.zeros(len(fresh), device=fresh.device)
     for update in range(args.updates):
         for rows in rows_that_count.split(args.micro_batch):
             with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.dtype == "bfloat16"):
                 new = logps(model, batch, rows)
             old, mask = batch["old_per_token_logps"][rows], batch["completion_mask"][rows]
-            if update == 0:
-                difference += ((new.detach() - old).abs() * fresh[rows]).sum().item()
             ref = batch["ref_per_token_logps"][rows] if args.beta else None
+            if update == 0:
+                difference[rows] = ((new.detach() - old).abs() * fresh[rows]).sum(1)
+                if args.beta:
+                    kl[rows] = (k3(new.detach(), ref) * mask).sum(1)
             loss = loss_of(new, old, ref, batch["advantages"][rows, None], args.epsilon, args.beta)
             ((loss * mask).sum() / max(batch.num_items_in_batch, 1)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return difference / compared if compared else None
+    pictures = batch["num_images"][batch["group_index"]] > 0 if "num_images" in batch else torch.zeros_like(difference, dtype=torch.bool)
+    counts = torch.zeros_like(difference)
+    counts[rows_that_count] = fresh[rows_that_count].sum(1).float()
+    kinds = {"": counts > 0, "_text": (counts > 0) & ~pictures, "_image": (counts > 0) & pictures}
+    figures = {f"mean_abs_logp_difference{kind}": (difference[rows].sum() / counts[rows].sum()).item()
+               for kind, rows in kinds.items() if rows.any()}
+    return figures | ({"kl": (kl.sum() / max(batch.num_items_in_batch, 1)).item()} if args.beta else {})
 
 
 def evaluate(client: Client, heldout: list[dict], args) -> dict:
@@ -162,8 +175,6 @@ def main() -> None:
 
     client, queue = Client(args.url, control_socket=args.control_socket), f"grpo-{args.seed}"
     version = client.push_weights(model)["version"]
-    if args.beta:
-        client.set_reference()
     batches = Batches(client, num_groups=args.num_groups, queue=queue, learner=queue, heartbeat=True, checkpoint=checkpoint,
                       on_reconnect=lambda: client.push_weights(model))
     source, began, first = iter(batches), time.monotonic(), checkpoint.step if checkpoint else 0
@@ -180,7 +191,7 @@ def main() -> None:
         client.enqueue(tasks.train_rows(100_000 * args.seed + step, args.num_groups), num_generations=args.num_generations,
                        sampling=sampling, rewards=rewards, return_=wanted, queue=queue, seed=100_000 * args.seed + step)
         batch = next(source).to(args.device)
-        difference = learn(model, optimizer, batch, args, version)
+        figures = learn(model, optimizer, batch, args, version)
         if checkpoint:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             checkpoint.save(step + 1, batch, lambda folder: torch.save(state, folder / "state.pt"))
@@ -190,9 +201,9 @@ def main() -> None:
         weight = batch["rewards"].new_tensor([weights[name] for name in batch.reward_names])
         line |= {"reward": (batch["rewards"] * weight).nansum(1).mean().item()}
         line |= {name: batch["rewards"][:, i].nanmean().item() for i, name in enumerate(batch.reward_names)}
-        line["mean_abs_logp_difference"] = difference
-        print(json.dumps(line), flush=True)
-        if difference is not None and difference > args.tolerance:
+        print(json.dumps(line | figures), flush=True)
+        difference = max((figure for name, figure in figures.items() if "difference" in name), default=0.0)
+        if difference > args.tolerance:
             sys.exit(f"step {step}: the server's log-probabilities are {difference:.1e} away from this learner's")
 
 

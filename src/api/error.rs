@@ -84,6 +84,7 @@ impl From<Error> for ApiError {
             Error::TooLarge { param, .. } => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).with_param(param),
             Error::NotFound(_) => ApiError::new(StatusCode::NOT_FOUND, "not_found", message),
             Error::Conflict(_) => ApiError::new(StatusCode::CONFLICT, "conflict", message),
+            Error::UpdateUnderWay(_) => ApiError::new(StatusCode::CONFLICT, "update_under_way", message),
             Error::Overloaded { retry_after_ms, .. } => {
                 let mut error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message);
                 error.retry_after_ms = Some(retry_after_ms);
@@ -153,6 +154,7 @@ mod tests {
             (Error::too_large("a", "x"), 413, Some("a")),
             (Error::NotFound("x".into()), 404, None),
             (Error::Conflict("x".into()), 409, None),
+            (Error::UpdateUnderWay("x".into()), 409, None),
             (Error::Overloaded { message: "x".into(), retry_after_ms: 1500 }, 429, None),
             (Error::NotReady("x".into()), 503, None),
             (Error::Gone { code: "end_of_data", message: "x".into() }, 410, None),

@@ -49,6 +49,10 @@ pub struct StageReply {
     stage: String,
     num_tensors: usize,
     bytes: usize,
+    /// All stages together may have so many.
+    max_bytes: usize,
+    /// It ends then, without its weights being applied, unless another part comes (`--stage-ttl`). Unix milliseconds.
+    expires_at: u64,
 }
 
 /// New weights that the server can reach: exactly one of `path` and `stage`.
@@ -58,7 +62,7 @@ pub struct PolicyBody {
     /// A safetensors file, or a folder as the hub has them, under `--policy-root`.
     #[schema(example = "step-100")]
     path: Option<String>,
-    /// Parts that were put with `?stage=`. They are used up, even when they are refused.
+    /// Parts that were put with `?stage=`. They are used up, even when they are refused; they end when no part has come for `--stage-ttl`.
     stage: Option<String>,
     /// One more than the last unless given; must be larger.
     version: Option<u64>,
@@ -96,9 +100,10 @@ impl HeldReply {
     }
 }
 
-impl From<Staged> for StageReply {
-    fn from(staged: Staged) -> Self {
-        StageReply { stage: staged.id, num_tensors: staged.num_tensors, bytes: staged.bytes }
+impl StageReply {
+    fn new(staged: Staged, max_bytes: usize) -> Self {
+        let Staged { id: stage, num_tensors, bytes, expires_at } = staged;
+        StageReply { stage, num_tensors, bytes, max_bytes, expires_at }
     }
 }
 
@@ -130,7 +135,7 @@ pub async fn show(State(state): State<AppState>) -> Json<PolicyReply> {
         expected: policy.expected(),
         updating: policy.is_updating(),
         reference: policy.reference().map(|held| HeldReply::new(held, policy.dtype())),
-        staged: policy.staged().into_iter().map(StageReply::from).collect(),
+        staged: policy.staged().into_iter().map(|staged| StageReply::new(staged, policy.max_bytes())).collect(),
     })
 }
 
@@ -140,7 +145,7 @@ pub async fn show(State(state): State<AppState>) -> Json<PolicyReply> {
 /// weights serving. The reply comes after the change.
 #[utoipa::path(post, path = "/v1/policy", tag = "policy", request_body = PolicyBody, responses(
     (status = 200, body = UpdateReply), (status = 400, description = "What is wrong, by tensor", body = ErrorBody),
-    (status = 404, description = "No such stage", body = ErrorBody),
+    (status = 404, description = "No such stage, or none any more", body = ErrorBody),
     (status = 409, description = "Another update is under way, or the version is held with other weights", body = ErrorBody)))]
 pub async fn update(State(state): State<AppState>, JsonBody(body): JsonBody<PolicyBody>) -> ApiResult<Json<UpdateReply>> {
     let source = match (body.path, body.stage) {
@@ -156,7 +161,7 @@ pub async fn update(State(state): State<AppState>, JsonBody(body): JsonBody<Poli
 /// Take weights from the body, or keep them as a part of a later update.
 ///
 /// The body is a safetensors file (`application/vnd.safetensors`) of all tensors; with `partial=true` of some, which is an update by
-/// itself. With `stage` it is only kept.
+/// itself. With `stage` it is only kept, until it is applied or no part has come for `--stage-ttl`.
 #[utoipa::path(put, path = "/v1/policy", tag = "policy",
     params(("version" = Option<u64>, Query, description = "One more than the last unless given; must be larger"),
         ("apply" = Option<String>, Query, description = "What becomes of started groups: finish, continue or abort"),
@@ -179,7 +184,7 @@ pub async fn put(State(state): State<AppState>, RawQuery(query): RawQuery, reque
         Ok(Put::Stage(stage)) => {
             let bytes = read_body(request, limit, WHY).await?;
             let staged = policy.stage(stage, bytes).await?;
-            Ok((StatusCode::CREATED, Json(StageReply::from(staged))).into_response())
+            Ok((StatusCode::CREATED, Json(StageReply::new(staged, limit))).into_response())
         }
         Ok(Put::Update(turn, wanted)) => {
             let bytes = read_body(request, limit, WHY).await?;

@@ -126,6 +126,9 @@ pub struct ServeArgs {
     /// Keep a second copy of the weights, for log-probabilities under a frozen policy
     #[arg(long, help_heading = "Policy")]
     pub reference: bool,
+    /// How long parts of weights that wait for the rest are kept after the last of them: 2m, 30s
+    #[arg(long, default_value = "2m", value_parser = parse_duration, env = "GROUPER_STAGE_TTL", help_heading = "Policy")]
+    pub stage_ttl: Duration,
     /// After a restart without the expected weights: wait for a push, or serve those that are there
     #[arg(long, value_enum, default_value_t = OnRestart::Wait, env = "GROUPER_ON_RESTART", help_heading = "Policy")]
     pub on_restart: OnRestart,

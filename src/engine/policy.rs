@@ -237,7 +237,7 @@ impl<B: Backend> Engine<B> {
 }
 
 fn busy() -> Error {
-    Error::Conflict("another update or pause is under way".into())
+    Error::UpdateUnderWay("another update or pause is under way".into())
 }
 
 impl Group {

@@ -28,7 +28,7 @@ use record::{Record, RecordFile};
 use stages::Stages;
 pub use stages::{MAX_STAGES, Staged};
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PolicyConfig {
     /// Folder from which requests may name checkpoints.
     pub root: Option<PathBuf>,
@@ -36,6 +36,8 @@ pub struct PolicyConfig {
     pub data_dir: Option<PathBuf>,
     /// After a restart, serve the weights that are there even when others are expected.
     pub serve_held: bool,
+    /// How long staged weights are kept after their last part.
+    pub stage_ttl: Duration,
 }
 
 /// Weights and what they are called.
@@ -123,7 +125,7 @@ impl Policy {
         let reference = weights.reference.then(|| held.clone());
         // In the widest type, with a tied head written out, and room for a header.
         let values: usize = weights.specs.iter().map(|spec| spec.len() * if spec.alias.is_some() { 2 } else { 1 }).sum();
-        let stages = Stages::new(4 * values + (16 << 20));
+        let stages = Stages::new(4 * values + (16 << 20), config.stage_ttl);
         let record = config.data_dir.as_deref().map(RecordFile::open).transpose()?;
         let state = Mutex::new(State { held, last_update: sha256, expected: 0, reference });
         Ok(Arc::new(Policy { engine, config, state, stages, updating: AtomicBool::default(), record }))
@@ -167,7 +169,7 @@ impl Policy {
     pub fn begin(self: &Arc<Self>) -> Result<Turn> {
         match self.updating.swap(true, Ordering::AcqRel) {
             false => Ok(Turn { policy: self.clone() }),
-            true => Err(Error::Conflict("another update of the weights is under way".into())),
+            true => Err(Error::UpdateUnderWay("another update of the weights is under way".into())),
         }
     }
 
@@ -175,10 +177,17 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// Not safetensors, a tensor that is staged already, too much in all.
+    /// Not safetensors, a tensor that is staged already, too much in all, a stage that has ended.
     pub async fn stage(self: &Arc<Self>, id: String, bytes: Vec<u8>) -> Result<Staged> {
         let policy = self.clone();
-        blocking(move || policy.stages.add(&id, bytes)).await.map_err(refused)
+        let staged = blocking(move || policy.stages.add(&id, bytes)).await.map_err(refused)?;
+        // Its memory is free at its end, whether or not somebody asks.
+        let (policy, ttl) = (Arc::downgrade(self), self.stages.ttl());
+        tokio::spawn(async move {
+            tokio::time::sleep(ttl).await;
+            policy.upgrade().inspect(|policy| policy.stages.sweep());
+        });
+        Ok(staged)
     }
 
     /// Brings back the weights that a previous process was last told to hold, if they can be had; until then, and for good if they

@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use super::advantage::advantages;
-use super::group::Outcome as GroupOutcome;
-use super::queue::{StoredGroup, to_json};
+use super::group::{DEADLINE_EXCEEDED, Outcome as GroupOutcome};
+use super::queue::{StoredGroup, to_json, unix_ms};
 use super::reply::{GroupReply, ScoredGroup};
 use super::service::RolloutService;
 use crate::error::{Error, Result};
@@ -153,9 +153,16 @@ impl RolloutService {
     }
 
     async fn outcome(&self, job: &Job) -> Result<Outcome> {
-        let (plan, position, origin) = self.unpack(job)?;
+        let (mut plan, position, origin, deadline_at) = self.unpack(job)?;
         let (samples, max_tokens) = (plan.settings.num_generations, plan.settings.sampling.max_tokens);
         let _permit = loop {
+            if let Some(deadline_at) = deadline_at {
+                let left = deadline_at.saturating_sub(unix_ms());
+                if left == 0 {
+                    return Ok(too_late());
+                }
+                plan.deadline = Some(Duration::from_millis(left));
+            }
             match self.generator.admit(samples, max_tokens) {
                 Ok(permit) => break permit,
                 Err(Error::Overloaded { .. }) => tokio::time::sleep(ROOM_AGAIN).await,
@@ -173,6 +180,7 @@ impl RolloutService {
         }
         match finished.outcome {
             GroupOutcome::Dropped(rule) => Ok(Outcome::Dropped { reason: rule.to_owned() }),
+            GroupOutcome::Bad { error: Error::Invalid { code: DEADLINE_EXCEEDED, .. }, .. } => Ok(too_late()),
             GroupOutcome::Bad { error, .. } => Err(error),
             GroupOutcome::Kept(group) => {
                 let weights = run.settings.rewarder.weights().to_vec();
@@ -188,6 +196,11 @@ impl RolloutService {
             }
         }
     }
+}
+
+/// The deadline passed before there was anything to abort.
+fn too_late() -> Outcome {
+    Outcome::Dropped { reason: "deadline".into() }
 }
 
 /// The oldest policy version among a group's tokens.

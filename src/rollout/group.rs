@@ -22,6 +22,9 @@ use crate::error::{Error, Result};
 use crate::judges::Context;
 use crate::processor::{PreparedPrompt, PromptSource};
 
+/// Code of the error of a group whose deadline passed before it began.
+pub const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
+
 /// What the groups of one running request share.
 pub(super) struct Run {
     pub generator: Arc<Generator>,
@@ -278,7 +281,7 @@ impl Run {
             biased;
             result = work => Ok(result),
             () = at(self.deadline) => {
-                Err(Error::invalid_code("", "deadline_exceeded", "the deadline passed before the prompt was ready"))
+                Err(Error::invalid_code("", DEADLINE_EXCEEDED, "the deadline passed before the prompt was ready"))
             }
         }
     }

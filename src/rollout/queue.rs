@@ -1,6 +1,7 @@
 //! Queue mode: rollouts that are accepted now and generated when their turn comes, whatever happens to the process in between.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,10 @@ pub struct CancelReply {
 pub(super) struct GroupJob {
     pub position: usize,
     pub body: GroupBody,
+    /// Unix milliseconds: the request's `deadline_ms` after it was accepted. Nobody has asked for a row of a data set, whose time begins
+    /// with its generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_at: Option<u64>,
 }
 
 /// What is stored of a group until it is acked.
@@ -114,23 +119,24 @@ impl RolloutService {
         let queue = request.queue.clone().unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
         let RolloutRequest { groups, .. } = request;
         let settings = RolloutRequest { groups: Vec::new(), seed: Some(seed), mode: None, queue: None, idempotency_key: None, ..request };
+        let deadline_at = plan.deadline.map(|deadline| unix_ms() + deadline.as_millis() as u64);
         let packed = groups.into_iter().zip(&plan.groups).enumerate().map(|(position, (body, plan))| {
             let body = GroupBody { id: Some(plan.id.clone()), ..body };
-            let (job, blobs) = pack(&GroupJob { position, body })?;
+            let (job, blobs) = pack(&GroupJob { position, body, deadline_at })?;
             Ok(NewGroup { uid: format!("{rollout_id}-{position}"), job, blobs, ..NewGroup::default() })
         });
         let groups = packed.collect::<Result<_>>()?;
         Ok(NewRollout { rollout_id, queue, settings: to_json(&settings)?, groups, ..NewRollout::default() })
     }
 
-    /// A stored group as the request it came with.
-    pub(super) fn unpack(&self, job: &Job) -> Result<(Plan, usize, Origin)> {
+    /// A stored group as the request it came with; its last part is when it ends.
+    pub(super) fn unpack(&self, job: &Job) -> Result<(Plan, usize, Origin, Option<u64>)> {
         let settings = settings_of(&job.settings)?;
-        let GroupJob { position, body } = unpack(&job.job, &job.blobs)?;
+        let GroupJob { position, body, deadline_at } = unpack(&job.job, &job.blobs)?;
         let seed = settings.seed.unwrap_or_default();
         let request = RolloutRequest { groups: vec![body], ..settings };
         let plan = Plan::new(request, self.generator.limits(), &self.served, &self.judges)?;
-        Ok((plan, position, Origin { seed, rollout_id: job.rollout_id.clone() }))
+        Ok((plan, position, Origin { seed, rollout_id: job.rollout_id.clone() }, deadline_at))
     }
 
     /// # Errors
@@ -167,6 +173,11 @@ impl RolloutService {
 
 fn no_such_rollout(rollout_id: &str) -> Error {
     Error::NotFound(format!("there is no queued rollout {:?}", rollout_id.chars().take(80).collect::<String>()))
+}
+
+/// The wall clock's: a deadline goes on while no server runs.
+pub(super) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
 pub(super) fn settings_of(settings: &[u8]) -> Result<RolloutRequest> {
@@ -237,7 +248,7 @@ mod tests {
         let odd = format!("data:image/png;base64,{}", "not base64 ".repeat(40));
         let message = serde_json::json!({"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}, {"text": odd}]});
         let body = GroupBody { messages: Some(vec![message]), images: Some(vec![image.clone(), "a.png".into()]), ..GroupBody::default() };
-        let (job, blobs) = pack(&GroupJob { position: 3, body: body.clone() }).unwrap();
+        let (job, blobs) = pack(&GroupJob { position: 3, body: body.clone(), deadline_at: None }).unwrap();
         assert!(blobs.len() == 1 && blobs[0].bytes == [7; 300] && !String::from_utf8(job.clone()).unwrap().contains(&image));
         let back = unpack(&job, &blobs).unwrap();
         assert!(back.position == 3 && back.body == body);

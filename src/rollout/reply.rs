@@ -279,6 +279,7 @@ impl From<&Error> for GroupError {
             Error::TooLarge { .. } => ("invalid_request_error", "too_large"),
             Error::NotFound(_) => ("invalid_request_error", "not_found"),
             Error::Conflict(_) => ("invalid_request_error", "conflict"),
+            Error::UpdateUnderWay(_) => ("invalid_request_error", "update_under_way"),
             Error::Overloaded { .. } => ("rate_limit_error", "overloaded"),
             Error::NotReady(_) => ("server_error", "not_ready"),
             Error::Gone { code, .. } => ("invalid_request_error", *code),

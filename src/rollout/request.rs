@@ -31,7 +31,8 @@ pub struct RolloutRequest {
     /// How often `refill` draws a group again before it is dropped; 3 unless given.
     #[schema(maximum = 100)]
     pub max_refills: Option<u32>,
-    /// What is unfinished after this time is aborted and labelled.
+    /// What is unfinished this long after the request came is aborted and labelled; queued groups that have not begun by then are dropped,
+    /// with the reason `deadline`. For rows of a data set, the time begins with their generation.
     #[schema(minimum = 1)]
     pub deadline_ms: Option<u64>,
     /// `completion_mask` 0 for samples that hit `max_tokens`. Their rewards still count in the group.

@@ -5,6 +5,8 @@ Needs httpx, numpy and safetensors. Each check starts from an idle server; the f
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import re
 import shutil
@@ -13,14 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "clients/python"))
-from grouper_rl import BadRequest, Batches, Checkpoint, Client, Conflict, GrouperError, NotFound, QueueFull  # noqa: E402
+from grouper_rl import BadRequest, Batch, Batches, Checkpoint, Client, Conflict, GrouperError, NotFound, QueueFull  # noqa: E402
+from grouper_rl import weights as weights_module  # noqa: E402
 
 MODEL = ROOT / "assets/tiny-vl-math"
 HELDOUT = [json.loads(line) for line in (MODEL / "heldout.jsonl").read_text().splitlines()]
@@ -43,7 +48,8 @@ class Server:
     def start(self) -> None:
         log = self.folder / "server.log"
         command = [self.binary, "serve", str(MODEL), "--dtype", "float32", "--device", "cpu", "--port", str(self.port), "--data-dir",
-                   str(self.folder / "data"), "--policy-root", str(self.folder / "weights"), "--max-queued-groups", str(MAX_QUEUED), *self.flags]
+                   str(self.folder / "data"), "--policy-root", str(self.folder / "weights"), "--max-queued-groups", str(MAX_QUEUED),
+                   "--control-socket", str(self.folder / "control.sock"), *self.flags]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         for _ in range(300):
@@ -226,6 +232,86 @@ def weights(server: Server, client: Client) -> None:
     assert client.policy()["held"] == held, "anything wrong leaves the old weights"
 
 
+def updates_take_turns(server: Server, client: Client) -> None:
+    """A push that finds another under way waits for it."""
+    tensors = state()
+    with ThreadPoolExecutor(4) as pool:
+        versions = [reply["version"] for reply in pool.map(lambda _: client.push_weights(tensors), range(8))]
+    assert len(set(versions)) == 8 and client.policy()["held"]["version"] == max(versions)
+    conflict = refused(Conflict, client.push_weights, {name: tensor * np.float32(2) for name, tensor in tensors.items()}, max(versions))
+    assert conflict.code == "conflict", "held with other weights: waiting would not help"
+
+
+def a_reference(server: Server, client: Client) -> None:
+    """Log-probabilities under frozen weights stay what they are while the policy moves."""
+    def batch() -> Batch:
+        client.enqueue([TEXT[0], IMAGE[0]], num_generations=2, seed=4, sampling=SHORT, queue="r", return_=["logps", "ref_logps"])
+        leased = next(iter(batches(client, "r")))
+        assert leased.ack()
+        return leased
+
+    tensors = state()
+    client.push_weights(tensors)
+    client.set_reference()
+    before = batch()
+    np.testing.assert_array_equal(before["ref_per_token_logps"], before["old_per_token_logps"])
+    client.push_weights({name: tensor * np.float32(0.98) for name, tensor in tensors.items()})
+    moved = batch()
+    assert np.abs(moved["ref_per_token_logps"] - moved["old_per_token_logps"]).max() > 1e-3
+    client.push_weights(tensors)
+    rows = [(prompt[mask == 1].tolist(), completion[kept == 1].tolist()) for prompt, mask, completion, kept in zip(
+        moved["prompt_ids"], moved["prompt_mask"], moved["completion_ids"], moved["completion_mask"])]
+    for row, (prompt, completion) in enumerate(rows):
+        sequence = {"prompt_token_ids": prompt, "completion_token_ids": completion}
+        if moved["group_index"][row] == 1:
+            sequence = {"messages": IMAGE[0]["messages"], "completion_token_ids": completion}
+        scored = client.request("POST", "/v1/logps", json={"sequences": [sequence]}).json()["sequences"][0]["logps"]
+        np.testing.assert_array_equal(np.float32(scored), moved["ref_per_token_logps"][row][:len(completion)])
+
+
+class FakeCuda:
+    """Stands for torch and the driver where there is no GPU: tensors whose memory lies at made-up addresses of one allocation."""
+
+    BASE, DEVICE = 1 << 32, type("Device", (), {"type": "cuda"})()
+
+    def __init__(self, tensors: dict[str, np.ndarray]):
+        cuda = SimpleNamespace(device=contextlib.nullcontext, synchronize=lambda: None,
+                               get_device_properties=lambda _: SimpleNamespace(uuid="00112233-4455-6677-8899-aabbccddeeff"))
+        self.torch, self.tensors, address = SimpleNamespace(cuda=cuda), {}, self.BASE
+        for name, array in tensors.items():
+            self.tensors[name] = SimpleNamespace(shape=array.shape, dtype=array.dtype, device=self.DEVICE, is_cuda=True,
+                                                 data_ptr=lambda at=address: at, is_contiguous=lambda: True)
+            address += array.nbytes
+
+    def cuMemGetAddressRange_v2(self, base, size, pointer) -> int:
+        base._obj.value, size._obj.value = self.BASE, 1 << 30
+        return 0
+
+    def cuIpcGetMemHandle(self, handle, base) -> int:
+        ctypes.memmove(handle, bytes(range(64)), 64)
+        return 0
+
+
+def weights_by_ipc(server: Server, client: Client) -> None:
+    """What the client says on the control socket is understood to the end, where a server without a GPU says that it has none."""
+    tensors, held = state(), client.policy()["held"]
+    assert "without control_socket" in str(refused(ValueError, client.push_weights, tensors, transport="ipc"))
+    with Client(server.url, control_socket=server.folder / "control.sock") as local:
+        assert "on one GPU" in str(refused(ValueError, local.push_weights, tensors, transport="ipc"))
+        fake, real = FakeCuda(tensors), weights_module.ctypes.CDLL
+        sys.modules["torch"], weights_module.ctypes.CDLL = fake.torch, lambda _: fake
+        try:
+            error = refused(BadRequest, local.push_weights, fake.tensors)
+            assert "needs its GPU" in error.message, error
+            # One tensor too few is found before the GPU is looked for: the others were read.
+            missing = fake.tensors.popitem()[0]
+            assert missing in refused(BadRequest, local.push_weights, fake.tensors).message
+        finally:
+            weights_module.ctypes.CDLL = real
+            del sys.modules["torch"]
+        assert local.push_weights(tensors)["version"] == held["version"] + 1, "auto takes HTTP for memory that is no GPU's"
+
+
 def pausing(server: Server, client: Client) -> None:
     client.pause()
     client.enqueue(TEXT[:2], num_generations=2, sampling=SHORT, queue="f")
@@ -269,12 +355,12 @@ def restarts_of_the_server(server: Server, client: Client) -> None:
     assert client.policy()["held"]["version"] == client.policy()["expected"] > version
 
 
-CHECKS = [rollouts, a_batch, given_back, heartbeats, a_lost_lease, restarts_of_the_learner, weights, pausing, a_full_queue,
-          restarts_of_the_server]
+CHECKS = [rollouts, a_batch, given_back, heartbeats, a_lost_lease, restarts_of_the_learner, weights, updates_take_turns, a_reference,
+          weights_by_ipc, pausing, a_full_queue, restarts_of_the_server]
 
 
 def main() -> None:
-    server = Server(sys.argv[1])
+    server = Server(sys.argv[1], "--reference")
     client = Client(server.url)
     try:
         for check in [check for check in CHECKS if len(sys.argv) < 3 or check.__name__ in sys.argv[2:]]:

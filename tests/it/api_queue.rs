@@ -268,3 +268,33 @@ async fn images_are_stored_once_and_survive() {
     server.stop().await;
     assert_eq!(count("SELECT count(*) FROM blobs"), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_counts_from_the_request() {
+    let folder = tempfile::tempdir().unwrap();
+    // The first group takes all the room there is.
+    let server = durable(folder.path(), "--max-queued-samples 2");
+    server.post("/v1/engine/pause", &json!({})).await.ok();
+    let sent = Instant::now();
+    accepted(&server, &queued(1, json!({}))).await;
+    while counts(&server).await["generating"] != 1 {
+        assert!(sent.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let late = accepted(&server, &queued(2, json!({"deadline_ms": 300}))).await;
+    let in_time = accepted(&server, &queued(1, json!({"deadline_ms": 600_000}))).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    server.post("/v1/engine/resume", &json!({})).await.ok();
+    let progress = finished(&server, &late).await;
+    assert_eq!(progress["states"]["dropped"], 2, "{progress}");
+    assert_eq!(finished(&server, &in_time).await["states"]["ready"], 1);
+    assert_eq!(counts(&server).await["dropped"], json!({"deadline": 2}));
+    // It goes on while the server is away.
+    server.post("/v1/engine/pause", &json!({})).await.ok();
+    let late = accepted(&server, &queued(1, json!({"deadline_ms": 1500, "sampling": {"max_tokens": 7}}))).await;
+    drop(server);
+    tokio::time::sleep(Duration::from_millis(1600)).await;
+    let server = durable(folder.path(), "");
+    assert_eq!(finished(&server, &late).await["states"]["dropped"], 1);
+    server.stop().await;
+}

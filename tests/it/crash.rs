@@ -1,9 +1,9 @@
 //! `kill -9` of the server at random moments under load, with the oracle outside: everything that was promised over HTTP is checked here.
 //!
-//! `GROUPER_CRASHES` is the number of kills (30), `GROUPER_SEED` chooses their moments. An actor is a task with a [`World`]; adding one
-//! to [`ACTORS`] puts it under the same kills.
+//! `GROUPER_CRASHES` is the number of kills (30), `GROUPER_SEED` chooses their moments; every sixth falls into a push of weights. An actor
+//! is a task with a [`World`]; adding one to [`ACTORS`] puts it under the same kills.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -15,14 +15,19 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use reqwest::Client;
 use serde_json::{Value, json};
+use tokio::task::AbortHandle;
 
 use crate::common::user;
+use crate::crash_labels::{self, Labels};
+use crate::crash_learner::{Checkpoint, Push, may_cross_to, train};
 use crate::golden;
 
 /// Queues: of learners that only take and ack, and of the one that learns.
 const PLAIN: &str = "default";
-const TRAINED: &str = "trained";
+pub const TRAINED: &str = "trained";
 const PLAIN_LEARNERS: usize = 3;
+/// Of so many kills one falls into a push of weights.
+const KILLS_A_SWAP: u64 = 6;
 
 type Actor = fn(Arc<World>) -> BoxFuture<'static, ()>;
 
@@ -34,11 +39,17 @@ const ACTORS: &[Actor] = &[
 ];
 
 /// The server under test and what it promised.
-struct World {
-    client: Client,
-    url: String,
-    folder: PathBuf,
+pub struct World {
+    pub client: Client,
+    pub url: String,
+    pub folder: PathBuf,
     choices: AtomicU64,
+    /// The life of the learner, and what it waits for the server to take.
+    pub learner: Mutex<Option<AbortHandle>>,
+    pub pushing: Mutex<Option<Push>>,
+    pub pushes: AtomicU64,
+    pub usual_push_us: AtomicU64,
+    pub last_weights: AtomicU64,
     /// No more kills and no more work: what is there is drained.
     draining: AtomicBool,
     drained: AtomicBool,
@@ -46,22 +57,37 @@ struct World {
 }
 
 #[derive(Default)]
-struct Promises {
+pub struct Promises {
     /// Uids of confirmed acceptances, by queue.
     accepted: HashMap<&'static str, Vec<String>>,
     acked: HashSet<String>,
-    /// The tokens that each uid was delivered with.
-    tokens: HashMap<String, Value>,
+    /// What each uid was delivered with.
+    groups: HashMap<String, Value>,
     deliveries: usize,
     after_ack: usize,
     other_tokens: usize,
     stale_acks: usize,
     stale_acks_taken: usize,
-    learner_kills: usize,
+    pub learner_kills: usize,
+    pub learner_kills_in_swaps: usize,
+    /// Kills of the server before a push was answered, by how its weights were to be taken, and whether their version was on disk.
+    kills_in_swaps: BTreeMap<(&'static str, &'static str, bool), usize>,
+    kills_of_both: usize,
+    /// Pushes that were confirmed, that broke off, and that found another under way.
+    pub pushes: usize,
+    pub cut_pushes: usize,
+    pub busy: usize,
+    /// Newest version that was confirmed.
+    pub newest: u64,
+    /// Digests of versions by what replies, `GET /v1/policy` and the record said, and numbers of weights by their digests.
+    pub versions: BTreeMap<u64, String>,
+    pub versions_reused: usize,
+    versions_back: usize,
+    pub numbers: HashMap<String, u16>,
 }
 
 impl World {
-    fn below(&self, n: u64) -> u64 {
+    pub fn below(&self, n: u64) -> u64 {
         let mut x = self.choices.load(Ordering::Relaxed);
         x ^= x << 13;
         x ^= x >> 7;
@@ -70,15 +96,15 @@ impl World {
         (x >> 11) % n
     }
 
-    fn promises(&self) -> std::sync::MutexGuard<'_, Promises> {
+    pub fn promises(&self) -> std::sync::MutexGuard<'_, Promises> {
         self.promises.lock().unwrap()
     }
 
-    fn is_draining(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    fn is_drained(&self) -> bool {
+    pub fn is_drained(&self) -> bool {
         self.drained.load(Ordering::Relaxed)
     }
 
@@ -99,7 +125,24 @@ impl World {
         }
     }
 
-    async fn lease(&self, queue: &str, num_groups: usize, lease_ms: u64) -> Option<Value> {
+    /// As [`World::post`].
+    pub async fn get(&self, path: &str) -> Value {
+        loop {
+            if let Ok(response) = self.client.get(format!("{}{path}", self.url)).send().await
+                && let Ok(text) = response.text().await
+            {
+                return serde_json::from_str(&text).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The folder that weights may come from.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("weights")
+    }
+
+    pub async fn lease(&self, queue: &str, num_groups: usize, lease_ms: u64) -> Option<Value> {
         let wish = json!({"num_groups": num_groups, "wait_ms": 200, "lease_ms": lease_ms, "queue": queue});
         let (status, lease) = self.post("/v1/batches/lease", &wish).await;
         assert!(status == 200 || status == 204, "{status} {lease}");
@@ -111,16 +154,16 @@ impl World {
             let uid = group["uid"].as_str().unwrap().to_owned();
             promises.deliveries += 1;
             promises.after_ack += usize::from(promises.acked.contains(&uid));
-            let tokens = json!(group["samples"].as_array().unwrap().iter().map(|s| (&s["token_ids"], &s["logps"])).collect::<Vec<_>>());
-            let first = promises.tokens.entry(uid).or_insert_with(|| tokens.clone());
-            let differs = *first != tokens;
+            let made = made(group);
+            let first = promises.groups.entry(uid).or_insert_with(|| made.clone());
+            let differs = *first != made;
             promises.other_tokens += usize::from(differs);
         }
         Some(lease)
     }
 
     /// Whether the ack was taken; a refusal is a 409.
-    async fn ack(&self, lease: &Value) -> bool {
+    pub async fn ack(&self, lease: &Value) -> bool {
         let path = format!("/v1/batches/{}/ack", lease["lease_id"].as_str().unwrap());
         let (status, reply) = self.post(&path, &json!({"fence": lease["fence"]})).await;
         assert!(status == 200 || status == 409, "{status} {reply}");
@@ -132,6 +175,13 @@ impl World {
     }
 }
 
+/// What of a group is the same whenever it is delivered.
+fn made(group: &Value) -> Value {
+    let sample = |s: &Value| json!({"token_ids": s["token_ids"], "logps": s["logps"], "policy_versions": s["policy_versions"]});
+    let samples: Vec<Value> = group["samples"].as_array().unwrap().iter().map(sample).collect();
+    json!({"prompt_token_ids": group["prompt_token_ids"], "samples": samples})
+}
+
 /// The server as a process of its own.
 pub struct ServerProcess {
     child: Child,
@@ -140,9 +190,14 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts a server on a data folder and waits until it is ready.
     pub fn start(folder: &Path, port: u16, env: &[(&str, OsString)]) -> Self {
+        let flags = ["--threads", "1", "--max-model-len", "512", "--kv-cache-memory", "16M"];
+        ServerProcess::serve(&golden::model("tiny-vl"), folder, port, &flags, env)
+    }
+
+    /// As [`ServerProcess::start`], another model with other flags.
+    pub fn serve(model: &Path, folder: &Path, port: u16, flags: &[&str], env: &[(&str, OsString)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_grouper"));
-        command.arg("serve").arg(golden::model("tiny-vl")).args(["--port", &port.to_string(), "--device", "cpu", "--threads", "1"]);
-        command.args(["--max-model-len", "512", "--kv-cache-memory", "16M"]);
+        command.arg("serve").arg(model).args(["--port", &port.to_string(), "--device", "cpu"]).args(flags);
         command.envs(env.iter().map(|(name, value)| (name, value)));
         command.arg("--data-dir").arg(folder).stdout(Stdio::null()).stderr(Stdio::piped()).env("RUST_LOG", "warn");
         let mut child = command.spawn().unwrap();
@@ -163,6 +218,10 @@ impl ServerProcess {
         ServerProcess { child }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn kill(&mut self) {
         // SIGKILL.
         self.child.kill().unwrap();
@@ -171,8 +230,9 @@ impl ServerProcess {
 }
 
 /// Never gives a group up: kills are nobody's fault here.
-fn patient() -> Vec<(&'static str, OsString)> {
-    ["GROUPER_MAX_DELIVERIES", "GROUPER_MAX_GENERATIONS"].map(|name| (name, "100000".into())).into()
+fn patient(root: &Path) -> Vec<(&'static str, OsString)> {
+    let patience = ["GROUPER_MAX_DELIVERIES", "GROUPER_MAX_GENERATIONS"].map(|name| (name, "100000".into()));
+    patience.into_iter().chain([("GROUPER_POLICY_ROOT", root.into())]).collect()
 }
 
 impl Drop for ServerProcess {
@@ -188,7 +248,8 @@ pub fn free_port() -> u16 {
 
 fn request(seed: u64, groups: usize, fields: Value) -> Value {
     let groups: Vec<Value> = (0..groups).map(|i| json!({"messages": user(&format!("{i} + {seed}")), "solution": "4"})).collect();
-    let mut body = json!({"groups": groups, "num_generations": 2, "sampling": {"max_tokens": 8}, "rewards": [{"name": "accuracy"}]});
+    let mut body =
+        json!({"groups": groups, "num_generations": 2, "sampling": {"max_tokens": 8 + seed % 4 * 24}, "rewards": [{"name": "accuracy"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body
 }
@@ -226,6 +287,9 @@ async fn ask_with_keys(world: Arc<World>) {
         if let Some((body, reply)) = &last {
             assert_eq!(world.post("/v1/rollouts", body).await, (200, reply.clone()), "a repeated request has another reply");
         }
+        for group in reply["groups"].as_array().unwrap() {
+            world.promises().groups.insert(group["uid"].as_str().unwrap().to_owned(), made(group));
+        }
         last = Some((body, reply));
         tokio::time::sleep(Duration::from_millis(world.below(150))).await;
     }
@@ -257,66 +321,8 @@ async fn take(world: Arc<World>) {
     }
 }
 
-/// What a learner keeps over its own end: the uids in its weights, and the lease that it was at.
-#[derive(Default, serde::Serialize, serde::Deserialize)]
-struct Checkpoint {
-    learned: Vec<String>,
-    lease: Option<Value>,
-}
-
-impl Checkpoint {
-    fn load(path: &Path) -> Checkpoint {
-        std::fs::read(path).map(|bytes| serde_json::from_slice(&bytes).unwrap()).unwrap_or_default()
-    }
-
-    fn save(&self, path: &Path) {
-        let new = path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec(self).unwrap()).unwrap();
-        std::fs::rename(new, path).unwrap();
-    }
-}
-
-/// A learner that is killed, too: all it knows when it begins is its checkpoint.
-async fn train(world: Arc<World>) {
-    while !world.is_drained() {
-        let life = tokio::spawn(learn(world.clone()));
-        if world.is_draining() {
-            life.await.unwrap();
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(world.below(400))).await;
-        life.abort();
-        match life.await {
-            Err(ended) if ended.is_cancelled() => world.promises().learner_kills += 1,
-            other => other.unwrap(),
-        }
-    }
-}
-
-async fn learn(world: Arc<World>) {
-    let path = world.folder.join("checkpoint.json");
-    let mut checkpoint = Checkpoint::load(&path);
-    if let Some(lease) = &checkpoint.lease {
-        // The ack may have been lost with the last life. Refused, its groups come again, and are known.
-        world.ack(lease).await;
-    }
-    while !world.is_drained() {
-        let Some(lease) = world.lease(TRAINED, 1, 2000).await else { continue };
-        for group in lease["groups"].as_array().unwrap() {
-            let uid = group["uid"].as_str().unwrap().to_owned();
-            if !checkpoint.learned.contains(&uid) {
-                checkpoint.learned.push(uid);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(world.below(20))).await;
-        checkpoint.lease = Some(json!({"lease_id": lease["lease_id"], "fence": lease["fence"]}));
-        checkpoint.save(&path);
-        tokio::time::sleep(Duration::from_millis(world.below(20))).await;
-        world.ack(&lease).await;
-    }
-}
-
-fn number(name: &str, default: u64) -> u64 {
+/// From the environment.
+pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
@@ -327,32 +333,43 @@ async fn killed_servers_keep_their_promises() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let port = free_port();
-    let mut server = ServerProcess::start(&data, port, &patient());
     let world = Arc::new(World {
         client: Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap(),
         url: format!("http://127.0.0.1:{port}"),
         folder: folder.path().to_owned(),
         choices: AtomicU64::new(seed | 1),
+        learner: Mutex::default(),
+        pushing: Mutex::default(),
+        pushes: AtomicU64::default(),
+        usual_push_us: AtomicU64::new(10_000),
+        last_weights: AtomicU64::default(),
         draining: AtomicBool::new(false),
         drained: AtomicBool::new(false),
         promises: Mutex::default(),
     });
+    std::fs::create_dir(world.root()).unwrap();
+    let env = patient(&world.root());
+    let mut server = ServerProcess::start(&data, port, &env);
     let takers = (0..PLAIN_LEARNERS).map(|_| tokio::spawn(take(world.clone())));
     let actors: Vec<_> =
         takers.collect::<Vec<_>>().into_iter().chain(ACTORS.iter().map(|actor| tokio::spawn(actor(world.clone())))).collect();
 
-    let mut restarts: Vec<Duration> = Vec::new();
-    for _ in 0..kills {
-        tokio::time::sleep(Duration::from_millis(1 + world.below(500))).await;
-        let restarted = Instant::now();
-        let path = data.clone();
-        server = tokio::task::spawn_blocking(move || {
-            server.kill();
-            ServerProcess::start(&path, port, &patient())
-        })
-        .await
-        .unwrap();
-        restarts.push(restarted.elapsed());
+    let mut restarts = Restarts::default();
+    for kill in 0..kills {
+        let push = match kill % KILLS_A_SWAP == KILLS_A_SWAP - 1 {
+            true => Some(world.amid_a_push().await.expect("nobody pushes weights")),
+            false => {
+                tokio::time::sleep(Duration::from_millis(1 + world.below(500))).await;
+                None
+            }
+        };
+        let killed = Instant::now();
+        server.kill();
+        after_a_kill(&world, &data, push).await;
+        let (path, env) = (data.clone(), env.clone());
+        server = tokio::task::spawn_blocking(move || ServerProcess::start(&path, port, &env)).await.unwrap();
+        restarts.serving.push(killed.elapsed());
+        restarts.watch(&world, killed);
     }
     world.draining.store(true, Ordering::Relaxed);
     let counts = drain(&world).await;
@@ -361,8 +378,62 @@ async fn killed_servers_keep_their_promises() {
         actor.await.unwrap();
     }
     drop(server);
-    restarts.sort_unstable();
-    audit(&world, &counts, &restarts);
+    let pushed: Vec<u16> = (0..=world.last_weights.load(Ordering::Relaxed) as u16).collect();
+    let (groups, numbers) = {
+        let promises = world.promises();
+        let numbers = promises.versions.iter().filter_map(|(version, sha256)| Some((*version, *promises.numbers.get(sha256)?)));
+        (promises.groups.clone(), numbers.chain([(0, 0)]).collect())
+    };
+    let labels = crash_labels::check(groups.values(), &numbers, &pushed).await;
+    audit(&world, &counts, restarts, &labels);
+}
+
+/// How long kills kept the server away.
+#[derive(Default)]
+struct Restarts {
+    /// Until it answered, and took groups and acks.
+    serving: Vec<Duration>,
+    /// Until it also generated, which may need a learner's weights. Without those during which it was killed again.
+    ready: Arc<Mutex<Vec<Duration>>>,
+}
+
+impl Restarts {
+    fn watch(&self, world: &World, killed: Instant) {
+        let (client, url, ready) = (world.client.clone(), format!("{}/ready", world.url), self.ready.clone());
+        tokio::spawn(async move {
+            while let Ok(reply) = client.get(&url).send().await {
+                if reply.status() == 200 {
+                    return ready.lock().unwrap().push(killed.elapsed());
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+    }
+}
+
+/// Reads what the server that was killed has left of its weights, and may kill the learner as well.
+async fn after_a_kill(world: &World, data: &Path, aimed_at: Option<Push>) {
+    // What had been answered has arrived by now.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let hit = aimed_at.filter(|push| world.push_under_way() == Some(*push));
+    let record = std::fs::read(data.join("policy.json")).ok().map(|bytes| serde_json::from_slice::<Value>(&bytes).unwrap());
+    let recorded = record.as_ref().map_or(0, |record| record["version"].as_u64().unwrap());
+    if let Some(record) = &record {
+        world.note_version(recorded, record["sha256"].as_str().unwrap());
+    }
+    let mut promises = world.promises();
+    promises.versions_back += usize::from(recorded < promises.newest);
+    if let Some(push) = hit {
+        let (from, apply) =
+            (if push.weights % 4 < 2 { "path" } else { "body" }, if may_cross_to(push.weights) { "continue" } else { "finish" });
+        let is_recorded = record.is_some_and(|record| promises.numbers.get(record["sha256"].as_str().unwrap()) == Some(&push.weights));
+        *promises.kills_in_swaps.entry((from, apply, is_recorded)).or_default() += 1;
+    }
+    drop(promises);
+    if aimed_at.is_some() && world.below(2) == 0 {
+        world.learner.lock().unwrap().as_ref().inspect(|learner| learner.abort());
+        world.promises().kills_of_both += usize::from(hit.is_some());
+    }
 }
 
 /// Waits until nothing is in flight.
@@ -380,38 +451,55 @@ async fn drain(world: &World) -> Value {
     }
 }
 
-fn audit(world: &World, counts: &Value, restarts: &[Duration]) {
+fn audit(world: &World, counts: &Value, restarts: Restarts, labels: &Labels) {
     let promises = world.promises();
     let accepted: Vec<&String> = promises.accepted.values().flatten().collect();
     let lost: Vec<&&String> = accepted.iter().filter(|uid| !promises.acked.contains(**uid)).collect();
     let learned = Checkpoint::load(&world.folder.join("checkpoint.json")).learned;
     let twice = learned.len() - learned.iter().collect::<HashSet<_>>().len();
     let unlearned = promises.accepted[TRAINED].iter().filter(|uid| !learned.contains(uid)).count();
+    let in_swaps: usize = promises.kills_in_swaps.values().sum();
+    let kills = restarts.serving.len();
     println!(
-        "{} kills of the server, {} of the learner: {} groups accepted, {} deliveries",
-        restarts.len(),
+        "{kills} kills of the server, {} of the learner: {} groups accepted, {} deliveries",
         promises.learner_kills,
         accepted.len(),
         promises.deliveries
     );
     println!(
+        "{in_swaps} kills of the server amid a push of weights, {} of them with the learner; {} of the learner alone; by source, apply and \
+         whether the version was on disk: {:?}",
+        promises.kills_of_both, promises.learner_kills_in_swaps, promises.kills_in_swaps
+    );
+    println!("{} pushes confirmed, {} cut off, {} found another under way", promises.pushes, promises.cut_pushes, promises.busy);
+    println!(
         "lost {}, delivered after a confirmed ack {}, redelivered with other tokens {}, stale acks {} of which taken {}, \
-         learned twice {twice}, never learned {unlearned}; restart to ready p50 {:?} max {:?}",
+         learned twice {twice}, never learned {unlearned}, versions reused {}, gone back {}",
         lost.len(),
         promises.after_ack,
         promises.other_tokens,
         promises.stale_acks,
         promises.stale_acks_taken,
-        restarts[restarts.len() / 2],
-        restarts[restarts.len() - 1]
+        promises.versions_reused,
+        promises.versions_back
     );
+    println!("{labels:?}");
+    let figures = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        format!("p50 {:?} max {:?} of {}", times[times.len() / 2], times[times.len() - 1], times.len())
+    };
+    let ready = restarts.ready.lock().unwrap().clone();
+    println!("kill to serving {}; kill to generating {}", figures(restarts.serving), figures(ready));
     for (queue, counts) in counts.as_object().unwrap() {
         assert_eq!((&counts["dead"], &counts["dropped"]), (&json!(0), &json!({})), "{queue}: {counts}");
         assert_eq!(counts["accepted"], counts["acked"], "{queue}: {counts}");
     }
     assert!(lost.is_empty(), "lost: {lost:?}");
     assert_eq!((promises.after_ack, promises.other_tokens, promises.stale_acks_taken, twice, unlearned), (0, 0, 0, 0, 0));
-    assert!(accepted.len() > restarts.len() && promises.stale_acks > 0 && promises.learner_kills > 0, "too little happened to tell");
+    assert_eq!((labels.wrong, labels.unknown, promises.versions_reused, promises.versions_back), (0, 0, 0, 0));
+    assert!(labels.control > 0 && labels.control_alike * 100 < labels.control, "labels can't be told apart: {labels:?}");
+    assert!(accepted.len() > kills && promises.stale_acks > 0 && promises.learner_kills > 0, "too little happened to tell");
+    assert!(in_swaps as u64 * (KILLS_A_SWAP + 2) >= kills as u64 && labels.crossing_samples > 0, "too few kills amid pushes to tell");
 }
 
 #[tokio::test(flavor = "multi_thread")]

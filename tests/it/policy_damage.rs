@@ -179,7 +179,9 @@ async fn requests_that_can_t_be_meant_are_refused() {
     assert_eq!(put(&server, "?stage=a", serialize(&part)).await.status, 201);
     put(&server, "?stage=a", serialize(&part)).await.error(400);
     put(&server, "?stage=a", b"junk".to_vec()).await.error(400);
-    assert_eq!(server.get("/v1/policy").await.ok()["staged"], json!([{"stage": "a", "num_tensors": 3, "bytes": serialize(&part).len()}]));
+    let staged = server.get("/v1/policy").await.ok()["staged"].take();
+    assert_eq!((staged.as_array().unwrap().len(), &staged[0]["stage"], &staged[0]["num_tensors"]), (1, &json!("a"), &json!(3)), "{staged}");
+    assert_eq!(staged[0]["bytes"], serialize(&part).len());
     server.post("/v1/policy", &json!({"stage": "a"})).await.error(400);
     // Larger than the model can be.
     let huge = put(&server, "", vec![0; 64 << 20]).await;

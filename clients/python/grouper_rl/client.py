@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 
 from . import weights
-from .errors import QueueFull, error_of
+from .errors import Conflict, QueueFull, error_of
 
 Apply = Literal["finish", "continue", "abort"]
 Transport = Literal["auto", "http", "path", "ipc"]
@@ -34,7 +34,7 @@ class Client:
         self.api_key = api_key or os.environ.get("GROUPER_API_KEY")
         self.control_key = control_key or os.environ.get("GROUPER_CONTROL_KEY") or self.api_key
         self.weights_dir = None if weights_dir is None else Path(weights_dir)
-        self.reconnect_s = reconnect_s
+        self.timeout, self.reconnect_s = timeout, reconnect_s
         limits = httpx.Timeout(timeout, connect=10.0)
         self._http = httpx.Client(timeout=limits, trust_env=False)
         transport = None if control_socket is None else httpx.HTTPTransport(uds=str(control_socket))
@@ -143,16 +143,30 @@ class Client:
             on_gpu = all(getattr(tensor, "is_cuda", False) for tensor in tensors.values())
             transport = "ipc" if self._socket and on_gpu else "path" if self.weights_dir else "http"
         if transport == "ipc":
-            return self._post("/v1/policy/ipc", {**options, **weights.ipc_handles(tensors)}, control=True, over_socket=True)
+            if self._socket is None:
+                raise ValueError("this client was made without control_socket")
+            body = {**options, **weights.ipc_handles(tensors)}
+            return self._in_turn(lambda: self._post("/v1/policy/ipc", body, control=True, over_socket=True))
         if transport == "path":
             return self._push_file(tensors, options)
         pieces = weights.parts(tensors, part_bytes)
         if len(pieces) == 1:
-            return self._put(tensors, {**options, "partial": "true" if partial else None})
+            return self._in_turn(lambda: self._put(tensors, {**options, "partial": "true" if partial else None}))
         stage = uuid.uuid4().hex
         for piece in pieces:
             self._put(piece, {"stage": stage})
-        return self._post("/v1/policy", {**options, "stage": stage}, control=True)
+        return self._in_turn(lambda: self._post("/v1/policy", {**options, "stage": stage}, control=True))
+
+    def _in_turn(self, update: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Waits while another update is under way, at most `timeout`: it may be that of a learner's life before."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return update()
+            except Conflict as conflict:
+                if conflict.code != "update_under_way" or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def _put(self, tensors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
         length, body = weights.safetensors(tensors)
@@ -165,7 +179,8 @@ class Client:
         path = self.weights_dir / f"policy-{uuid.uuid4().hex}.safetensors"
         with path.open("wb") as file:
             file.writelines(weights.safetensors(tensors)[1])
-        reply = self._post("/v1/policy", {**options, "path": str(path.resolve())}, control=True)
+        body = {**options, "path": str(path.resolve())}
+        reply = self._in_turn(lambda: self._post("/v1/policy", body, control=True))
         for old in self.weights_dir.glob("policy-*.safetensors"):  # the newest stays: the server loads it again after a restart
             if old != path:
                 old.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ class NotFound(GrouperError):
 
 
 class Conflict(GrouperError):
-    """409: a lease that is lost, an update of the weights under way, an idempotency key with another body."""
+    """409: a lease that is lost, a version that has other weights, an idempotency key with another body."""
 
 
 class EndOfData(GrouperError):

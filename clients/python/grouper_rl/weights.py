@@ -87,11 +87,10 @@ def parts(tensors: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
 def ipc_handles(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The body of `POST /v1/policy/ipc`: where each tensor lies in CUDA memory that another process can open. What was
     launched before is finished when this returns; the tensors must stay as they are until the server has answered."""
-    torch = sys.modules["torch"]
-    devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) != 1 or next(iter(devices)).type != "cuda":
-        raise ValueError(f"CUDA IPC needs all tensors on one GPU, these are on {', '.join(sorted(map(str, devices)))}")
-    device = devices.pop()
+    devices = {getattr(tensor, "device", "cpu") for tensor in tensors.values()}
+    if len(devices) != 1 or getattr(next(iter(devices)), "type", "cpu") != "cuda":
+        raise ValueError(f"CUDA IPC needs all tensors on one GPU, these are on {', '.join(sorted(map(str, devices))) or 'none'}")
+    device, torch = devices.pop(), sys.modules["torch"]
     driver, handles = ctypes.CDLL("libcuda.so.1"), {}
 
     def check(status: int) -> None:

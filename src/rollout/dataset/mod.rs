@@ -183,7 +183,7 @@ impl Dataset {
             let id = format!("{}:{row}", next.epoch);
             match self.body(service, *row, id) {
                 Ok(body) => {
-                    let (job, blobs) = pack(&GroupJob { position: *row, body })?;
+                    let (job, blobs) = pack(&GroupJob { position: *row, body, deadline_at: None })?;
                     Ok(NewGroup { uid, job, blobs, retake: true, unusable: None })
                 }
                 Err(error) => {
