@@ -78,10 +78,10 @@ impl Drop for UnderWay<'_> {
 }
 
 impl World {
-    fn begin_push(&self, weights: u16) -> UnderWay<'_> {
-        let id = self.pushes.fetch_add(1, Ordering::Relaxed);
+    fn begin_push(&self, weights: u16) -> (u64, UnderWay<'_>) {
+        let id = self.pushes.fetch_add(1, Ordering::Relaxed) + 1;
         *self.pushing.lock().unwrap() = Some(Push { id, weights });
-        UnderWay(self)
+        (id, UnderWay(self))
     }
 
     pub fn push_under_way(&self) -> Option<Push> {
@@ -146,12 +146,15 @@ impl World {
                 }
             };
             let began = Instant::now();
-            let under_way = self.begin_push(number);
+            let (id, under_way) = self.begin_push(number);
             let answer = async { Some(request.send().await.ok()?).map(|r| (r.status().as_u16(), r.text())) };
             let answer = match answer.await {
                 Some((status, text)) => text.await.ok().map(|text| (status, serde_json::from_str::<Value>(&text).unwrap_or_default())),
                 None => None,
             };
+            if answer.is_some() {
+                self.answered_push.store(id, Ordering::Relaxed);
+            }
             drop(under_way);
             match answer {
                 None => self.promises().cut_pushes += 1,
