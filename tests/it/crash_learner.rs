@@ -128,7 +128,7 @@ impl World {
         self.promises().numbers.insert(sha256.clone(), number);
         let body = serialize(&tensors);
         let apply = if may_cross_to(number) { "continue" } else { "finish" };
-        let mut version = (number % 3 == 0).then(|| self.promises().newest + 1);
+        let mut version = number.is_multiple_of(3).then(|| self.promises().newest + 1);
         let name = format!("{number}.safetensors");
         let from_path = number % 4 < 2;
         if from_path {

@@ -124,6 +124,6 @@ async fn a_stopped_learner_costs_nothing_and_finds_everything() {
     drop(learner);
     let one_by_one = Learner::start(folder.path(), "other", 1);
     for uid in as_tensors.iter().chain(&as_json) {
-        assert_eq!(one_by_one.take(1, "application/json").await.0, [uid.clone()]);
+        assert_eq!(one_by_one.take(1, "application/json").await.0, std::slice::from_ref(uid));
     }
 }
