@@ -22,6 +22,7 @@
 // Bytes moved: keys and values of each item once (4 · D bytes a key and kv head), O and LSE of partials once out and once in.
 #include "attention_rows.cuh"
 
+// A tile in shared memory and its place in the walk.
 struct Here {
     View view;
     const AttentionEntry* entries;
@@ -143,40 +144,10 @@ struct Wide {
     __device__ __forceinline__ void tile(const Here& here, u8*, f32 scale) {
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         f32 s[8][4] = {};
-#pragma unroll
-        for (u32 k = 0; k < DP / 16; k++) {
-            u32 a[4];
-            ldmatrix_x4(a, here.queries + Tile<DP>::at(16 * warp + lane % 16, 2 * k + lane / 16));
-#pragma unroll
-            for (u32 i = 0; i < TILE / 16; i++) {
-                u32 b[4];
-                ldmatrix_x4(b, here.keys + Tile<DP>::at(16 * i + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-                mma(s[2 * i], a, b[0], b[1]);
-                mma(s[2 * i + 1], a, b[2], b[3]);
-            }
-        }
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            u32 visible = minus(rows.seen[half], TILE * here.view.segment_tile);
-            f32 alpha, sums[4];
-            f32 from = rows.raise(half, mask_scores(s, half, 0, visible, scale), alpha);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) sums[i] = weigh(s[2 * i], s[2 * i + 1], half, from);
-            rows.add_weights(half, alpha, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-        }
-#pragma unroll
-        for (u32 k = 0; k < TILE / 16; k++) {
-            const f32(&low)[4] = s[2 * k];
-            const f32(&high)[4] = s[2 * k + 1];
-            u32 a[4] = {f2bf2(low[0], low[1]), f2bf2(low[2], low[3]), f2bf2(high[0], high[1]), f2bf2(high[2], high[3])};
-#pragma unroll
-            for (u32 j = 0; j < EIGHTS; j += 2) {
-                u32 b[4];
-                ldmatrix_x4_trans(b, here.values + Tile<DP>::at(16 * k + lane % 16, j + lane / 16));
-                mma(rows.o[j], a, b[0], b[1]);
-                mma(rows.o[j + 1], a, b[2], b[3]);
-            }
-        }
+        auto query = [&](u32 k, u32(&a)[4]) { ldmatrix_x4(a, here.queries + Tile<DP>::at(16 * warp + lane % 16, 2 * k + lane / 16)); };
+        wide_scores<DP>(s, query, here.keys);
+        wide_weights(s, rows, here.view.segment_tile, scale);
+        wide_values<DP>(s, rows, here.values);
     }
 };
 
@@ -191,7 +162,7 @@ __device__ __forceinline__ void attend(const Args& args) {
     Cursor next;
     next.start(args);
     // Lists are there since the step began, queries and keys since the launch before.
-    if (!args.after_wide) wait_for_earlier_kernel();
+    if (!args.after_prompts) wait_for_earlier_kernel();
     if (Team::WIDE) let_next_kernel_begin();
     auto load = [&](u32 stage) {
         if (next.valid(args)) {
@@ -263,7 +234,7 @@ __device__ __forceinline__ void attend(const Args& args) {
                 u32 row = Team::row_of(half);
                 if (row < v.num_rows) team.rows.template store<DP>(args, half, here.entries[row / args.shared], head_of(row), Team::first_d(), Team::writes_lse());
             }
-            if (v.flags & COUNTED) finish_rows<DP>(args, v, here.entries, reinterpret_cast<u32*>(smem + S::LAST));
+            if (v.flags & COUNTED) finish_rows<DP>(args, v.head, v.num_rows / args.shared, here.entries, reinterpret_cast<u32*>(smem + S::LAST));
         }
     }
     wait_for_earlier_kernel();
@@ -271,11 +242,11 @@ __device__ __forceinline__ void attend(const Args& args) {
 
 #define PARAMETERS                                                                                                                          \
     const u16 *q, const u16 *kv, const u32 *counts, const AttentionItem *items, const AttentionEntry *entries, const u32 *tables,           \
-        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse, u32 *finished, u32 after_wide
+        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse, u32 *finished, u32 after_prompts
 #define ARGUMENTS(kind)                                                                                                                     \
     Args {                                                                                                                                  \
         q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out,\
-            partial_o, partial_lse, finished, after_wide                                                                                    \
+            partial_o, partial_lse, finished, after_prompts                                                                                    \
     }
 // A wide block leaves room for a narrow one beside it, which the launch after it may begin with.
 #define KERNELS(DP)                                                                                                                         \

@@ -64,6 +64,9 @@ pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
     for choice in pair.cuda.gemm_choices().iter().filter(|c| c.admitted != Some(0)) {
         println!("     cublasLt: {choice:?}");
     }
+    for ([n, k], rows) in pair.cuda.gemm_few() {
+        println!("     products of few rows by [{n}, {k}]: own kernel up to {rows} rows");
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 mod attention;
 mod device;
+mod few;
 mod gemm;
 mod gemm_table;
 mod graph;
@@ -107,8 +108,8 @@ impl Cuda {
 
     fn open(ordinal: usize, graphs: bool, timed: bool, tune: bool) -> Result<Self> {
         let device = Device::open(ordinal, timed)?;
-        let gemm = Gemm::new(&device, tune)?;
         let kernels = Kernels::load(&device)?;
+        let gemm = Gemm::new(&device, &kernels, tune)?;
         Ok(Cuda {
             gemm,
             graphs: Graphs::new(&device, graphs),
@@ -130,6 +131,11 @@ impl Cuda {
     /// What cublasLt was found to compute with equal bits, by shape and rows.
     pub fn gemm_choices(&self) -> Vec<Choice> {
         self.gemm.choices()
+    }
+
+    /// Shapes `[n, k]` of weights, and up to how many rows of a product our own kernel was found to compute with equal bits.
+    pub fn gemm_few(&self) -> Vec<([usize; 2], usize)> {
+        self.gemm.few()
     }
 
     /// Steps that are replayed so far.
@@ -313,20 +319,24 @@ impl Backend for Cuda {
     fn attention(&self, q: &Buf<bf16>, kv: &Kv, plan: &Plan, shape: HeadShape, rows: usize, out: &mut Buf<bf16>) {
         check_width(shape.q_width());
         let dim = padded_dim(shape.head_dim);
-        let [wide, narrow] = kernels::attention_names(dim);
+        let [wide, prompts, narrow] = kernels::attention_names(dim);
         let processors = self.device.multiprocessors();
-        let after_wide = plan.may_be_wide(rows);
-        let walk = |name: &str, items: u64, blocks: usize, shared: usize, after_wide: bool| {
+        let args = |items: u64| {
             let lists = Args::default().buf(q).buf(&kv.0).buf(&plan.counts).ptr(items).buf(&plan.entries).buf(&plan.tables);
             let shape_args = lists.int(shape.num_heads).int(shape.num_kv_heads).int(shape.head_dim).float(scale(shape));
-            let args = shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished).word(after_wide.into());
-            self.launch(name, [processors * blocks, 1, 1], 128, shared, args);
+            shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished)
         };
-        // The narrow walk goes on from what the wide one leaves, and begins beside it.
-        if after_wide {
-            walk(wide, plan.wide.ptr(), attention::WIDE_BLOCKS, kernels::wide_shared(dim), false);
+        if plan.is_wide() {
+            let grid = [processors * attention::WIDE_BLOCKS, 1, 1];
+            self.launch(wide, grid, 128, kernels::wide_shared(dim), args(plan.wide.ptr()).word(0));
         }
-        walk(narrow, plan.narrow.ptr(), attention::NARROW_BLOCKS, kernels::narrow_shared(dim), after_wide);
+        // The narrow walk goes on from what is left for prompts, and begins beside that.
+        let shares_prompts = plan.may_share_prompts(rows);
+        if shares_prompts {
+            self.launch(prompts, [processors * attention::PROMPT_BLOCKS, 1, 1], 128, kernels::prompt_shared(dim), args(plan.prompts.ptr()));
+        }
+        let grid = [processors * attention::NARROW_BLOCKS, 1, 1];
+        self.launch(narrow, grid, 128, kernels::narrow_shared(dim), args(plan.narrow.ptr()).word(shares_prompts.into()));
     }
 
     fn silu_mul(&self, gate_up: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {
