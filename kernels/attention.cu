@@ -12,10 +12,10 @@
 // neither the other rows of an item nor its kind (wide or narrow, direct or split) matter.
 //
 // Decomposition: a persistent grid walks (item, kv head) pairs; an item is up to 64 (wide) or 16 (narrow) rows of queries (row of the step
-// × query heads of the kv head) and the keys they see. Prefix items carry all rows of a group, so that a prompt is read once per group;
-// suffix items the rows of one sequence. A suffix item may go on from the partials of its prompt, which an earlier launch wrote; so nothing
-// is merged afterwards where there are rows enough to fill the device. Where there are not, a row's chunks are items of their own, and the
-// block that finishes the last of them (a counter a row and kv head tells) merges them, in their order, whoever computed them.
+// × query heads of the kv head) and the keys they see. Rows of a group read their prompt together in the launch before this one
+// (prompt_attention.cu); a row that then walks its own keys takes up the partials that it left; so nothing is merged afterwards where there
+// are rows enough to fill the device. Where there are not, a row's chunks are items of their own, and the block that finishes the last of
+// them (a counter a row and kv head tells) merges them, in their order, whoever computed them.
 // Narrow: four warps share a tile of keys and 16 rows: for the scores each takes 16 of its 64 keys, for the output each takes a quarter of the
 // dimensions; weights and row maxima pass through shared memory. Wide: each warp has 16 rows of its own, and all keys and dimensions.
 // The next tiles (of the next items too), their queries and entries are on their way by 16-byte cp.async while one is computed.
@@ -204,15 +204,7 @@ __device__ __forceinline__ void attend(const Args& args) {
         if (v.flags & FIRST) {
             team.begin_item(here);
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 row = Team::row_of(half);
-                team.rows.total_lse[half] = neg_inf();
-                if (!Team::WIDE && row < v.num_rows) {
-                    const AttentionEntry& entry = here.entries[row / args.shared];
-                    u64 place = (u64)entry.first_partial * args.num_heads + head_of(row);
-                    if (entry.partial == NONE && entry.num_partials > 0) team.rows.template continue_from<DP>(args, half, place, entry.num_partials, Team::first_d());
-                }
-            }
+            for (u32 half = 0; half < 2; half++) team.rows.total_lse[half] = neg_inf();
         }
         const u32 tile = v.segment_tile;
         if (tile % TILES_A_CHUNK == 0) {
@@ -226,7 +218,16 @@ __device__ __forceinline__ void attend(const Args& args) {
         team.tile(here, smem, scale);
         if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= v.segment_keys) {
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
+            for (u32 half = 0; half < 2; half++) {
+                u32 row = Team::row_of(half);
+                // The prompt comes first in the order, but it is waited for only now: its walk may still go on.
+                if (!Team::WIDE && tile < TILES_A_CHUNK && row < v.num_rows) {
+                    const AttentionEntry& entry = here.entries[row / args.shared];
+                    u64 place = (u64)entry.first_partial * args.num_heads + head_of(row);
+                    if (entry.partial == NONE && entry.num_partials > 0) team.rows.template continue_from<DP>(args, half, place, entry.num_partials, Team::first_d());
+                }
+                team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
+            }
         }
         if (v.flags & LAST) {
 #pragma unroll
@@ -248,7 +249,6 @@ __device__ __forceinline__ void attend(const Args& args) {
         q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out,\
             partial_o, partial_lse, finished, after_prompts                                                                                    \
     }
-// A wide block leaves room for a narrow one beside it, which the launch after it may begin with.
 #define KERNELS(DP)                                                                                                                         \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_wide_##DP(PARAMETERS) { attend<DP, Wide<DP>>(ARGUMENTS(0)); }            \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_narrow_##DP(PARAMETERS) { attend<DP, Narrow<DP>>(ARGUMENTS(1)); }

@@ -151,7 +151,7 @@ struct Rows {
     // Goes on from `num` partials, the first at `place`; the thread's dimensions are `first_d + 8 j`.
     template <u32 DP>
     __device__ __forceinline__ void continue_from(const Args& args, u32 half, u64 place, u32 num, u32 first_d) {
-        constexpr u32 AHEAD = 4;
+        constexpr u32 AHEAD = 2;
         wait_for_earlier_kernel();
 #pragma unroll 1
         for (u32 first = 0; first < num; first += AHEAD) {
