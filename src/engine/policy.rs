@@ -175,6 +175,7 @@ impl<B: Backend> Engine<B> {
         while !self.in_flight.is_empty() {
             self.finish_oldest();
         }
+        let drained = stalling.elapsed();
         self.scheduler.closed = false;
         match change {
             Change::Pause(reply) => {
@@ -190,6 +191,8 @@ impl<B: Backend> Engine<B> {
                 self.scheduler.set_version(version);
                 self.stats.policy_version.store(version.0, Release);
                 let stalled = stalling.elapsed();
+                let ms = |time: Duration| time.as_secs_f64() * 1e3;
+                tracing::info!("version {}: {:.1} ms until no step was in flight, {:.1} ms in all", version.0, ms(drained), ms(stalled));
                 self.stats.swap_ns.fetch_add(stalled.as_nanos() as u64, Relaxed);
                 // Whoever waits for the reply is the last owner then: giving up gigabytes takes time that is not this thread's.
                 drop(weights);

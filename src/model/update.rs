@@ -177,6 +177,33 @@ mod tests {
         }
     }
 
+    /// A checkpoint of one f32 vector that falls into two pieces, and what the model asks for.
+    fn two_pieces(values: &[f32]) -> (Checkpoint, Vec<TensorSpec>) {
+        let shape = vec![values.len()];
+        let view = safetensors::tensor::TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values)).unwrap();
+        let mut checkpoint = Checkpoint::default();
+        checkpoint.add("file", safetensors::serialize([("t", view)], None).unwrap()).unwrap();
+        (checkpoint, vec![TensorSpec { name: "t".into(), alias: None, shape, matrix: false }])
+    }
+
+    #[test]
+    fn a_tensor_is_looked_at_in_pieces() {
+        let mut values: Vec<f32> = (0..PIECE / 4 + 1000).map(|i| i as f32).collect();
+        let (checkpoint, specs) = two_pieces(&values);
+        let facts = check(&checkpoint, &specs, Extent::Whole, false).unwrap();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let pieces = [Sha256::digest(&bytes[..4 << 20]), Sha256::digest(&bytes[4 << 20..])].concat();
+        let named = [format!("t\0F32\0{}\0", values.len()).as_bytes(), Sha256::digest(pieces).as_slice()].concat();
+        assert_eq!(facts.digest, <[u8; 32]>::from(Sha256::digest(named)));
+        let last = values.len() - 1;
+        for at in [last, PIECE / 4, PIECE / 4 - 1, 0] {
+            values[at] = f32::NAN;
+            let (checkpoint, specs) = two_pieces(&values);
+            let said = check(&checkpoint, &specs, Extent::Whole, false).unwrap_err().to_string();
+            assert!(said.contains(&format!("tensor t: element {at} is NaN")), "{said}");
+        }
+    }
+
     #[test]
     fn the_first_of_several_is_named() {
         let mut values = vec![bf16::ONE; 10_000];

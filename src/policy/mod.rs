@@ -338,6 +338,7 @@ impl Turn {
             stalled: Duration::ZERO,
         };
         if version == updated.held.version {
+            give_up(weights).await;
             return match policy.lock().last_update == digest {
                 true => Ok(updated),
                 false => Err(Error::Conflict(format!("version {version} is held already, with other weights"))),
@@ -374,7 +375,7 @@ impl Turn {
         let update = Arc::new(update.await.map_err(refused)?);
         let version = policy.engine.freeze(Some(update.clone())).await?.0;
         let held = Held { version, sha256: hex(&update.facts().digest), source };
-        blocking(move || Ok(drop(update))).await?;
+        give_up(update).await;
         policy.lock().reference = Some(held.clone());
         Ok(held)
     }
@@ -386,9 +387,7 @@ impl Turn {
         let record = Record { version: held.version, sha256: held.sha256.clone(), path };
         let before = policy.record.as_ref().map(|file| file.replace(&record)).transpose()?;
         let swap = Swap { weights: weights.clone(), version: PolicyVersion(held.version), apply };
-        let swapped = policy.engine.swap(swap).await;
-        blocking(move || Ok(drop(weights))).await?;
-        match swapped {
+        let result = match policy.engine.swap(swap).await {
             Ok(swapped) => {
                 let mut state = policy.lock();
                 state.expected = held.version;
@@ -399,12 +398,14 @@ impl Turn {
             }
             Err(error) => {
                 // Nothing changed: what was expected before still is.
-                if let (Some(file), Some(before)) = (&policy.record, before) {
-                    file.restore(before)?;
+                match (&policy.record, before) {
+                    (Some(file), Some(before)) => file.restore(before).and(Err(error)),
+                    _ => Err(error),
                 }
-                Err(error)
             }
-        }
+        };
+        give_up(weights).await;
+        result
     }
 
     /// Loads what a record names, if it still is what it was.
@@ -444,6 +445,11 @@ fn refused(error: Error) -> Error {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// Frees weights, which takes a while, on a thread that may wait.
+async fn give_up<T: Send + 'static>(weights: T) {
+    let _ = blocking(move || Ok(drop(weights))).await;
 }
 
 fn hex(digest: &WeightsDigest) -> String {
