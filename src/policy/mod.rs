@@ -449,7 +449,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 
 /// Frees weights, which takes a while, on a thread that may wait.
 async fn give_up<T: Send + 'static>(weights: T) {
-    let _ = blocking(move || Ok(drop(weights))).await;
+    let freed = tokio::task::spawn_blocking(move || drop(weights)).await;
+    freed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
 }
 
 fn hex(digest: &WeightsDigest) -> String {
