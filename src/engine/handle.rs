@@ -10,7 +10,7 @@ use super::policy::{Order, PauseMode, Swap, Swapped};
 use super::request::{GroupRequest, PolicyVersion, SampleEvent, SamplingParams};
 use super::scoring::{ScoreJob, ScoreRequest, Scores};
 use super::vision_cache;
-use crate::backends::LaunchTime;
+use crate::backends::{LaunchTime, SharedDoor};
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
 use crate::model::param::TensorSpec;
@@ -131,6 +131,7 @@ pub struct EngineHandle {
     pub(super) info: Arc<EngineInfo>,
     pub(super) stats: Arc<EngineStats>,
     pub(super) weights: Arc<Weights>,
+    pub(super) door: Option<Arc<dyn SharedDoor>>,
     pub(super) next_id: Arc<AtomicU64>,
     /// Why nothing may be generated, although the engine could.
     pub(super) unfit: Arc<RwLock<Option<String>>>,
@@ -227,6 +228,11 @@ impl EngineHandle {
 
     pub fn weights(&self) -> &Arc<Weights> {
         &self.weights
+    }
+
+    /// What opens weights in other processes' memory on the engine's device.
+    pub fn shared_door(&self) -> Option<Arc<dyn SharedDoor>> {
+        self.door.clone()
     }
 
     /// Changes the weights; resolves after the change. Groups submitted later are computed with the new ones.

@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
 use crate::model::decoder::DecoderStep;
 use crate::model::input::MediaInput;
-use crate::model::update::{Update, WeightsDigest};
+use crate::model::update::Update;
 
 /// Sizes of the buffers, planned at start.
 #[derive(Clone, Debug)]
@@ -171,21 +171,14 @@ impl<B: Backend> Runner<B> {
         self.backend.synchronize();
     }
 
-    /// New weights in place of the old ones; no step may be in flight. Returns the digest of those that only a device has seen.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with weights that could not be looked at before; the old ones are still there.
-    pub fn rewrite(&mut self, weights: &NewWeights) -> Result<Option<WeightsDigest>> {
+    /// New weights in place of the old ones; no step may be in flight. Nothing reads the new ones' memory when it returns.
+    pub fn rewrite(&mut self, weights: &NewWeights) {
         match weights {
-            NewWeights::Same => Ok(None),
-            NewWeights::Host(update) => {
-                self.model.rewrite(&self.backend, update);
-                self.backend.synchronize();
-                Ok(None)
-            }
-            NewWeights::Shared(update) => self.model.rewrite_shared(&self.backend, update).map(Some),
+            NewWeights::Same => {}
+            NewWeights::Host(update) => self.model.rewrite(&self.backend, update),
+            NewWeights::Shared(update) => self.model.rewrite_shared(&self.backend, update),
         }
+        self.backend.synchronize();
     }
 
     /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.

@@ -25,8 +25,8 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::{
-    Backend, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
-    SegmentAttention, SharedCheck, SharedTensor, Span, Store, TokenSource,
+    Backend, DeviceValues, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled,
+    SamplerState, SegmentAttention, SharedDoor, Span, Store, TokenSource,
 };
 use crate::backends::BLOCK_SIZE;
 use crate::error::Result;
@@ -37,7 +37,7 @@ pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;
 use kernels::Kernels;
-use shared::Shared;
+use shared::Door;
 use staging::{Collected, Downloads, Ticket, Uploads};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
@@ -67,8 +67,6 @@ pub struct Cuda {
     downloads: Downloads,
     sample_scratch: Buf<u32>,
     reset_tokens: Buf<u32>,
-    /// What checks of shared tensors find.
-    checks: Buf<u32>,
     device: Arc<Device>,
 }
 
@@ -118,7 +116,6 @@ impl Cuda {
             downloads: Downloads::new(&device),
             sample_scratch: Buf::new(&device, SAMPLE_SCRATCH / 4)?,
             reset_tokens: Buf::new(&device, RESET_TOKENS)?,
-            checks: Buf::new(&device, 4 * shared::CHECKS)?,
             device,
         })
     }
@@ -171,7 +168,6 @@ impl Backend for Cuda {
     type Kv = Kv;
     type AttentionPlan = Plan;
     type Ticket = Ticket;
-    type Shared = Shared;
 
     fn name(&self) -> String {
         let device = &self.device;
@@ -197,20 +193,12 @@ impl Backend for Cuda {
         weight.write(&self.uploads, first_row, &rows);
     }
 
-    fn open_shared(&self, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Shared> {
-        Shared::open(&self.device, device_uuid, tensors)
+    fn shared_door(&self) -> Result<Option<Arc<dyn SharedDoor>>> {
+        Ok(Some(Arc::new(Door::new(&self.device, self.kernels.get("check_weight"))?)))
     }
 
-    fn check_shared(&self, shared: &Shared, rounds: &[bool]) -> Vec<SharedCheck> {
-        self.check(shared, rounds)
-    }
-
-    fn rewrite_shared(&self, weight: &mut Weight, first_row: usize, rows: usize, shared: &Shared, index: usize) {
-        self.store(weight, first_row, rows, shared, index);
-    }
-
-    fn read_shared(&self, shared: &Shared, index: usize) -> Vec<f32> {
-        self.read(shared, index)
+    fn rewrite_shared(&self, weight: &mut Weight, first_row: usize, rows: usize, values: DeviceValues) {
+        self.store(weight, first_row, rows, values);
     }
 
     fn copy_weight(&self, from: &Weight, to: &mut Weight) {
