@@ -168,6 +168,7 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         info = sizes.info_of_cache(info);
     }
     runner.alloc_cache(sizes.num_blocks())?;
+    info.captured = runner.capture_steps();
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
     let (sender, commands) = channel();
     let engine = Engine {
