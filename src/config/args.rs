@@ -61,7 +61,7 @@ pub struct SelftestArgs {
     /// Folder of a model for the checks of the engine [default: the bundled one]
     #[arg(long)]
     pub model: Option<PathBuf>,
-    /// Sequences of the checks of the engine, half of them with images [default: 1024, with --small 128]
+    /// Sequences of the checks of the engine, half of them with images (at least 96) [default: 1024, with --small 128]
     #[arg(long)]
     pub sequences: Option<usize>,
 }

@@ -13,7 +13,7 @@ use super::{SelftestConfig, Table};
 use crate::backends::BLOCK_SIZE;
 use crate::engine::handle::{EngineHandle, GroupStream};
 use crate::engine::policy::PauseMode;
-use crate::engine::request::{SampleEvent, SampleOutput};
+use crate::engine::request::{GroupRequest, SampleEvent, SampleOutput};
 use crate::engine::scoring::{ScoreRequest, Scorer};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype, start_on_device};
 use crate::error::{Error, Result};
@@ -28,6 +28,8 @@ const SMALL_STEP: usize = 96;
 const SHORT: usize = 4;
 /// Steps of so many rows where none are captured.
 const ROWS: &[usize] = &[1, 2, 4, 8, 16, 32, 64];
+/// Groups among which some are long.
+const LEAST_GROUPS: usize = 12;
 /// Groups that the CPU computes, too.
 const ON_CPU: usize = 16;
 
@@ -36,7 +38,7 @@ type Groups = Vec<Vec<SampleOutput>>;
 
 pub fn run(config: &SelftestConfig, table: &mut Table) -> Result<()> {
     let model = ModelConfig::load(&config.model)?;
-    let works = works(&model, config.sequences.div_ceil(GROUP).max(2));
+    let works = works(&model, config.sequences.div_ceil(GROUP).max(LEAST_GROUPS));
     let base = base(config, &works);
     let expected = one_engine(config, &base, &works, table)?;
     other_engines(config, &base, &works, &expected, table)?;
@@ -87,6 +89,7 @@ fn one_engine(config: &SelftestConfig, base: &EngineConfig, works: &[Work], tabl
 
     let (started, mut compared) = (Instant::now(), Compared::default());
     for (work, expected) in works.iter().zip(&expected) {
+        engine.handle.reset_caches()?;
         let stream = engine.handle.submit(work.request(1, work.sampling.max_tokens))?;
         compared.group(work, &expected[..1], &engine.drain(stream, 1)?);
     }
@@ -206,7 +209,7 @@ impl Session {
     }
 
     /// Requests, with the number of their samples, that start in one step.
-    fn together(&self, requests: impl Iterator<Item = (crate::engine::request::GroupRequest, usize)>) -> Result<Groups> {
+    fn together(&self, requests: impl Iterator<Item = (GroupRequest, usize)>) -> Result<Groups> {
         self.runtime.block_on(self.handle.pause(PauseMode::Keep))?;
         let streams = requests.map(|(request, samples)| Ok((self.handle.submit(request)?, samples))).collect::<Result<Vec<_>>>()?;
         self.runtime.block_on(self.handle.resume())?;
