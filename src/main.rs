@@ -33,7 +33,10 @@ fn run(command: Command) -> Result<()> {
             bench::run(&args.config(folder)?)
         }
         Command::Score(args) => runtime()?.block_on(score::run(args.config()?)),
-        Command::Selftest(args) => selftest::run(&args.config()?),
+        Command::Selftest(args) => {
+            let folder = args.model.clone().map_or_else(demo::find_model, Ok)?;
+            selftest::run(&args.config(folder)?)
+        }
         Command::Kernels(KernelsCommand::Check { arch }) => selftest::check_kernels(&arch),
         Command::Kernels(KernelsCommand::Tune { model, device }) => selftest::tune_gemms(config::gpu(&device)?, &model),
         Command::Openapi => {

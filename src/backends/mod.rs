@@ -386,6 +386,10 @@ pub trait Backend: Sized + Send + 'static {
     fn step_rows(&self, rows: usize) -> usize {
         rows
     }
+    /// The numbers of rows up to `most` whose decode steps a device captures, ascending.
+    fn captured_rows(&self, _most: usize) -> Vec<usize> {
+        Vec::new()
+    }
     /// Runs a step that is always the same for `key`: a device may capture it once and replay it. The closure holds backend calls
     /// only, since host code in it would not run on replay.
     fn graphed(&self, _key: u64, step: impl FnOnce(&Self)) {

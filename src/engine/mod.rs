@@ -175,7 +175,8 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         info = sizes.info_of_cache(info);
     }
     runner.alloc_cache(sizes.num_blocks())?;
-    tracing::info!("buffers and cache allocated in {:.2} s", preparing.elapsed().as_secs_f64());
+    info.captured = runner.capture_steps();
+    tracing::info!("buffers and cache allocated, steps captured in {:.2} s", preparing.elapsed().as_secs_f64());
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
     let (sender, commands) = channel();
     let engine = Engine {

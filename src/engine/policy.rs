@@ -230,6 +230,7 @@ impl<B: Backend> Engine<B> {
     fn wake(&mut self) -> Result<()> {
         if self.control.asleep {
             self.runner.alloc_cache(self.scheduler.num_blocks())?;
+            self.runner.capture_steps();
             self.control.asleep = false;
             self.publish_halt();
         }

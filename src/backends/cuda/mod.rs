@@ -56,8 +56,6 @@ const RESET_TOKENS: usize = 1 << 20;
 /// Bytes that one block of `deliver` takes at a time, and blocks that are worth it.
 const DELIVERED: usize = 4096;
 const MAX_DELIVERING: usize = 128;
-/// Rows from which a step is padded to a multiple, not to a power of two.
-const LARGEST_BUCKET: usize = 1024;
 
 pub struct Cuda {
     gemm: Gemm,
@@ -255,9 +253,13 @@ impl Backend for Cuda {
     }
 
     fn step_rows(&self, rows: usize) -> usize {
-        match rows <= LARGEST_BUCKET {
-            true => rows.next_power_of_two(),
-            false => rows.next_multiple_of(LARGEST_BUCKET),
+        graph::padded(rows)
+    }
+
+    fn captured_rows(&self, most: usize) -> Vec<usize> {
+        match self.graphs.enabled() {
+            true => graph::buckets(most).collect(),
+            false => Vec::new(),
         }
     }
 
