@@ -39,6 +39,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Kernels(KernelsCommand::Check { arch }) => selftest::check_kernels(&arch),
         Command::Kernels(KernelsCommand::Tune { model, device }) => selftest::tune_gemms(config::gpu(&device)?, &model),
+        Command::Kernels(KernelsCommand::Time { device }) => selftest::time_kernels(config::gpu(&device)?),
         Command::Openapi => {
             let document = api::openapi().to_pretty_json();
             println!("{}", document.map_err(|e| Error::Setup(format!("the OpenAPI document could not be written: {e}")))?);

@@ -49,6 +49,11 @@ pub enum KernelsCommand {
         #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
         device: String,
     },
+    /// Time attention and sampler of a decode step by themselves on a GPU, beside a copy
+    Time {
+        #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
+        device: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 //! that must not depend on a step's company, and a thousand sequences of the engine alone, in company and under pressure; one table
 //! of the differences. On a CPU, which is the definition, the engine is checked against itself.
 //!
-//! `grouper kernels check` compiles the kernels and needs no GPU.
+//! `grouper kernels check` compiles the kernels and needs no GPU; `grouper kernels time` times some of them.
 
 mod attention;
 mod elementwise;
@@ -10,6 +10,7 @@ mod engine;
 mod gemm;
 mod sampler;
 mod sequences;
+mod speed;
 mod tune;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use crate::backends::cuda::{self, Cuda};
 use crate::backends::{Backend, Element};
 use crate::engine::Device;
 use crate::error::{Error, Result};
+pub use speed::run as time_kernels;
 pub use tune::gemms as tune_gemms;
 
 #[derive(Clone, Debug)]
@@ -185,7 +187,7 @@ fn read_rounded<B: Backend<Float = bf16>>(b: &B, buf: &B::Buf<bf16>, len: usize)
 }
 
 /// Bytes that kernels may spill: their launch bounds keep more blocks on a multiprocessor than the registers would.
-const SPILLS_ALLOWED: &[(&str, usize)] = &[("sample", 96), ("sample_parts", 48), ("attention_wide_128", 288)];
+const SPILLS_ALLOWED: &[(&str, usize)] = &[("sample", 96), ("sample_parts", 48), ("attention_wide_128", 288), ("prompt_attention_128", 96)];
 
 /// Compiles every kernel for the architectures and prints registers and spills.
 ///

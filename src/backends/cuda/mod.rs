@@ -133,6 +133,20 @@ impl Cuda {
         self.gemm.few()
     }
 
+    /// Milliseconds that the device needs for what `launches` asks of it.
+    pub fn time(&self, launches: impl FnOnce()) -> f64 {
+        f64::from(self.device.time(launches).1)
+    }
+
+    /// Copies values within the device, in the order of the stream.
+    pub fn copy<T: Element>(&self, from: &Buf<T>, to: &mut Buf<T>) {
+        assert_eq!(from.len(), to.len(), "a copy of another length");
+        self.device.bind();
+        // Safety: both are live and of equal size.
+        let copied = unsafe { result::memcpy_dtod_async(to.ptr(), from.ptr(), size_of::<T>() * from.len(), self.device.stream()) };
+        check("copying on the device", copied);
+    }
+
     /// Steps that are replayed so far.
     pub fn captured_steps(&self) -> usize {
         self.graphs.captured()
