@@ -12,16 +12,17 @@
 // neither the other rows of an item nor its kind (wide or narrow, direct or split) matter.
 //
 // Decomposition: a persistent grid walks (item, kv head) pairs; an item is up to 64 (wide) or 16 (narrow) rows of queries (row of the step
-// × query heads of the kv head) and the keys they see. Prefix items carry all rows of a group, so that a prompt is read once per group;
-// suffix items the rows of one sequence. A suffix item may go on from the partials of its prompt, which an earlier launch wrote; so nothing
-// is merged afterwards where there are rows enough to fill the device. Where there are not, a row's chunks are items of their own, and the
-// block that finishes the last of them (a counter a row and kv head tells) merges them, in their order, whoever computed them.
+// × query heads of the kv head) and the keys they see. Rows of a group read their prompt together in the launch before this one
+// (prompt_attention.cu); a row that then walks its own keys takes up the partials that it left; so nothing is merged afterwards where there
+// are rows enough to fill the device. Where there are not, a row's chunks are items of their own, and the block that finishes the last of
+// them (a counter a row and kv head tells) merges them, in their order, whoever computed them.
 // Narrow: four warps share a tile of keys and 16 rows: for the scores each takes 16 of its 64 keys, for the output each takes a quarter of the
 // dimensions; weights and row maxima pass through shared memory. Wide: each warp has 16 rows of its own, and all keys and dimensions.
 // The next tiles (of the next items too), their queries and entries are on their way by 16-byte cp.async while one is computed.
 // Bytes moved: keys and values of each item once (4 · D bytes a key and kv head), O and LSE of partials once out and once in.
 #include "attention_rows.cuh"
 
+// A tile in shared memory and its place in the walk.
 struct Here {
     View view;
     const AttentionEntry* entries;
@@ -143,40 +144,10 @@ struct Wide {
     __device__ __forceinline__ void tile(const Here& here, u8*, f32 scale) {
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         f32 s[8][4] = {};
-#pragma unroll
-        for (u32 k = 0; k < DP / 16; k++) {
-            u32 a[4];
-            ldmatrix_x4(a, here.queries + Tile<DP>::at(16 * warp + lane % 16, 2 * k + lane / 16));
-#pragma unroll
-            for (u32 i = 0; i < TILE / 16; i++) {
-                u32 b[4];
-                ldmatrix_x4(b, here.keys + Tile<DP>::at(16 * i + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-                mma(s[2 * i], a, b[0], b[1]);
-                mma(s[2 * i + 1], a, b[2], b[3]);
-            }
-        }
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            u32 visible = minus(rows.seen[half], TILE * here.view.segment_tile);
-            f32 alpha, sums[4];
-            f32 from = rows.raise(half, mask_scores(s, half, 0, visible, scale), alpha);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) sums[i] = weigh(s[2 * i], s[2 * i + 1], half, from);
-            rows.add_weights(half, alpha, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-        }
-#pragma unroll
-        for (u32 k = 0; k < TILE / 16; k++) {
-            const f32(&low)[4] = s[2 * k];
-            const f32(&high)[4] = s[2 * k + 1];
-            u32 a[4] = {f2bf2(low[0], low[1]), f2bf2(low[2], low[3]), f2bf2(high[0], high[1]), f2bf2(high[2], high[3])};
-#pragma unroll
-            for (u32 j = 0; j < EIGHTS; j += 2) {
-                u32 b[4];
-                ldmatrix_x4_trans(b, here.values + Tile<DP>::at(16 * k + lane % 16, j + lane / 16));
-                mma(rows.o[j], a, b[0], b[1]);
-                mma(rows.o[j + 1], a, b[2], b[3]);
-            }
-        }
+        auto query = [&](u32 k, u32(&a)[4]) { ldmatrix_x4(a, here.queries + Tile<DP>::at(16 * warp + lane % 16, 2 * k + lane / 16)); };
+        wide_scores<DP>(s, query, here.keys);
+        wide_weights(s, rows, here.view.segment_tile, scale);
+        wide_values<DP>(s, rows, here.values);
     }
 };
 
@@ -191,7 +162,7 @@ __device__ __forceinline__ void attend(const Args& args) {
     Cursor next;
     next.start(args);
     // Lists are there since the step began, queries and keys since the launch before.
-    if (!args.after_wide) wait_for_earlier_kernel();
+    if (!args.after_prompts) wait_for_earlier_kernel();
     if (Team::WIDE) let_next_kernel_begin();
     auto load = [&](u32 stage) {
         if (next.valid(args)) {
@@ -233,15 +204,7 @@ __device__ __forceinline__ void attend(const Args& args) {
         if (v.flags & FIRST) {
             team.begin_item(here);
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 row = Team::row_of(half);
-                team.rows.total_lse[half] = neg_inf();
-                if (!Team::WIDE && row < v.num_rows) {
-                    const AttentionEntry& entry = here.entries[row / args.shared];
-                    u64 place = (u64)entry.first_partial * args.num_heads + head_of(row);
-                    if (entry.partial == NONE && entry.num_partials > 0) team.rows.template continue_from<DP>(args, half, place, entry.num_partials, Team::first_d());
-                }
-            }
+            for (u32 half = 0; half < 2; half++) team.rows.total_lse[half] = neg_inf();
         }
         const u32 tile = v.segment_tile;
         if (tile % TILES_A_CHUNK == 0) {
@@ -255,7 +218,16 @@ __device__ __forceinline__ void attend(const Args& args) {
         team.tile(here, smem, scale);
         if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= v.segment_keys) {
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
+            for (u32 half = 0; half < 2; half++) {
+                u32 row = Team::row_of(half);
+                // The prompt comes first in the order, but it is waited for only now: its walk may still go on.
+                if (!Team::WIDE && tile < TILES_A_CHUNK && row < v.num_rows) {
+                    const AttentionEntry& entry = here.entries[row / args.shared];
+                    u64 place = (u64)entry.first_partial * args.num_heads + head_of(row);
+                    if (entry.partial == NONE && entry.num_partials > 0) team.rows.template continue_from<DP>(args, half, place, entry.num_partials, Team::first_d());
+                }
+                team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
+            }
         }
         if (v.flags & LAST) {
 #pragma unroll
@@ -263,7 +235,7 @@ __device__ __forceinline__ void attend(const Args& args) {
                 u32 row = Team::row_of(half);
                 if (row < v.num_rows) team.rows.template store<DP>(args, half, here.entries[row / args.shared], head_of(row), Team::first_d(), Team::writes_lse());
             }
-            if (v.flags & COUNTED) finish_rows<DP>(args, v, here.entries, reinterpret_cast<u32*>(smem + S::LAST));
+            if (v.flags & COUNTED) finish_rows<DP>(args, v.head, v.num_rows / args.shared, here.entries, reinterpret_cast<u32*>(smem + S::LAST));
         }
     }
     wait_for_earlier_kernel();
@@ -271,13 +243,12 @@ __device__ __forceinline__ void attend(const Args& args) {
 
 #define PARAMETERS                                                                                                                          \
     const u16 *q, const u16 *kv, const u32 *counts, const AttentionItem *items, const AttentionEntry *entries, const u32 *tables,           \
-        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse, u32 *finished, u32 after_wide
+        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse, u32 *finished, u32 after_prompts
 #define ARGUMENTS(kind)                                                                                                                     \
     Args {                                                                                                                                  \
         q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out,\
-            partial_o, partial_lse, finished, after_wide                                                                                    \
+            partial_o, partial_lse, finished, after_prompts                                                                                    \
     }
-// A wide block leaves room for a narrow one beside it, which the launch after it may begin with.
 #define KERNELS(DP)                                                                                                                         \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_wide_##DP(PARAMETERS) { attend<DP, Wide<DP>>(ARGUMENTS(0)); }            \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_narrow_##DP(PARAMETERS) { attend<DP, Narrow<DP>>(ARGUMENTS(1)); }

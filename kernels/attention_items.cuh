@@ -33,7 +33,7 @@ struct Args {
     f32* partial_lse;
     u32* finished;
     // Whether the launch before this one is the wide walk of the same step: then only what that wrote must be waited for.
-    u32 after_wide;
+    u32 after_prompts;
 };
 
 // A place in the walk over tiles that are loaded: which item and kv head, which of its tiles.

@@ -66,15 +66,14 @@ __device__ __forceinline__ void combine(const Args& args, const AttentionEntry& 
 
 // After a block has written the partials of an item with counted entries: rows that are whole now are merged here. `last` has a word an entry.
 template <u32 DP>
-__device__ __forceinline__ void finish_rows(const Args& args, const View& v, const AttentionEntry* entries, u32* last) {
-    const u32 num_entries = v.num_rows / args.shared;
+__device__ __forceinline__ void finish_rows(const Args& args, u32 kv_head, u32 num_entries, const AttentionEntry* entries, u32* last) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x < num_entries) {
         const AttentionEntry& entry = entries[threadIdx.x];
         bool whole = false;
         if (entry.counter != NONE) {
-            u32* finished = args.finished + entry.counter * args.num_kv_heads + v.head;
+            u32* finished = args.finished + entry.counter * args.num_kv_heads + kv_head;
             whole = atomicAdd(finished, 1u) + 1 == entry.num_partials;
             // Ready for the next layer.
             if (whole) *finished = 0;
@@ -85,7 +84,7 @@ __device__ __forceinline__ void finish_rows(const Args& args, const View& v, con
     __threadfence();
 #pragma unroll 1
     for (u32 i = 0; i < num_entries; i++) {
-        if (last[i] != 0) combine<DP>(args, entries[i], v.head);
+        if (last[i] != 0) combine<DP>(args, entries[i], kv_head);
     }
 }
 
@@ -139,18 +138,20 @@ struct Rows {
         total_lse[half] = alone ? lse : merge.lse;
     }
 
+    __device__ __forceinline__ f32 chunk_lse(u32 half) const { return __fadd_rn(m[half], log2f(l[half])); }
+
     // `chunk`: its first key.
     __device__ __forceinline__ void end_chunk(u32 half, u32 chunk) {
         if (seen[half] <= chunk) return;
         f32 inverse = __frcp_rn(l[half]);
-        merge_chunk(half, __fadd_rn(m[half], log2f(l[half])),
+        merge_chunk(half, chunk_lse(half),
                     [&](u32 j) { return float2{__fmul_rn(o[j][2 * half], inverse), __fmul_rn(o[j][2 * half + 1], inverse)}; });
     }
 
     // Goes on from `num` partials, the first at `place`; the thread's dimensions are `first_d + 8 j`.
     template <u32 DP>
     __device__ __forceinline__ void continue_from(const Args& args, u32 half, u64 place, u32 num, u32 first_d) {
-        constexpr u32 AHEAD = 4;
+        constexpr u32 AHEAD = 2;
         wait_for_earlier_kernel();
 #pragma unroll 1
         for (u32 first = 0; first < num; first += AHEAD) {
@@ -173,6 +174,19 @@ struct Rows {
                 merge_chunk(half, lse[i], [&](u32 j) { return x[i][j]; });
             }
         }
+    }
+
+    // The present chunk, which the row sees something of, to a partial.
+    template <u32 DP>
+    __device__ __forceinline__ void store_chunk(const Args& args, u32 half, u32 partial, u32 head, u32 first_d, bool writes_lse) const {
+        const u64 place = (u64)partial * args.num_heads + head;
+        f32* to = args.partial_o + place * DP + first_d;
+        const f32 inverse = __frcp_rn(l[half]);
+#pragma unroll
+        for (u32 j = 0; j < EIGHTS; j++) {
+            *reinterpret_cast<float2*>(to + 8 * j) = float2{__fmul_rn(o[j][2 * half], inverse), __fmul_rn(o[j][2 * half + 1], inverse)};
+        }
+        if (writes_lse) args.partial_lse[place] = chunk_lse(half);
     }
 
     // To the output, or to the entry's partial; `writes_lse`: one of the threads that have the row.
@@ -224,4 +238,60 @@ __device__ __forceinline__ f32 weigh(f32 (&low)[4], f32 (&high)[4], u32 half, f3
     return sum + __shfl_xor_sync(FULL, sum, 2);
 }
 
-// A tile in shared memory and the walk's place.
+// ---- sixteen rows a warp: all keys of a tile, all dimensions
+
+// Keeps what is made of x from being kept in registers through a loop: there, they are full of sums.
+__device__ __forceinline__ u32 recomputed(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// `query(k)`: the operands of a warp's rows for sixteen dimensions.
+template <u32 DP, class Query>
+__device__ __forceinline__ void wide_scores(f32 (&s)[8][4], Query query, u32 keys) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 k = 0; k < DP / 16; k++) {
+        u32 a[4];
+        query(k, a);
+#pragma unroll
+        for (u32 i = 0; i < TILE / 16; i++) {
+            u32 b[4];
+            ldmatrix_x4(b, keys + Tile<DP>::at(16 * i + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            mma(s[2 * i], a, b[0], b[1]);
+            mma(s[2 * i + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+// Scores become weights; what was summed so far is scaled to the new maxima.
+template <u32 EIGHTS>
+__device__ __forceinline__ void wide_weights(f32 (&s)[8][4], Rows<EIGHTS>& rows, u32 segment_tile, f32 scale) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 visible = minus(rows.seen[half], TILE * segment_tile);
+        f32 alpha, sums[4];
+        f32 from = rows.raise(half, mask_scores(s, half, 0, visible, scale), alpha);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) sums[i] = weigh(s[2 * i], s[2 * i + 1], half, from);
+        rows.add_weights(half, alpha, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+}
+
+template <u32 DP>
+__device__ __forceinline__ void wide_values(const f32 (&s)[8][4], Rows<DP / 8>& rows, u32 values) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 k = 0; k < TILE / 16; k++) {
+        const f32(&low)[4] = s[2 * k];
+        const f32(&high)[4] = s[2 * k + 1];
+        u32 a[4] = {f2bf2(low[0], low[1]), f2bf2(low[2], low[3]), f2bf2(high[0], high[1]), f2bf2(high[2], high[3])};
+#pragma unroll
+        for (u32 j = 0; j < DP / 8; j += 2) {
+            u32 b[4];
+            ldmatrix_x4_trans(b, values + Tile<DP>::at(16 * k + lane % 16, j + lane / 16));
+            mma(rows.o[j], a, b[0], b[1]);
+            mma(rows.o[j + 1], a, b[2], b[3]);
+        }
+    }
+}

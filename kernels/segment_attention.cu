@@ -15,22 +15,27 @@ constexpr u32 THREADS = 128;
 constexpr u32 TILE = ATTENTION_TILE;
 
 // 64 rows of one head of x[rows, heads, head_dim] from `first` to shared memory; rows from `end` on and dimensions beyond head_dim are 0.
+// Two threads a row take its 16-byte pieces in turn: one address each, the others are constants away (a piece of 32 bytes is a sector).
 template <u32 DP>
 __device__ __forceinline__ void load_tile(const u16* x, u32 first, u32 end, u32 num_heads, u32 head, u32 head_dim, u8* dst) {
-    constexpr u32 PIECES = DP / 8;
-    static_assert(TILE * PIECES % THREADS == 0, "whole rounds");
+    static_assert(THREADS == 2 * TILE, "two threads a row");
+    const u32 row = threadIdx.x / 2 % TILE, side = threadIdx.x % 2;
+    const bool there = first + row < end;
+    const u16* src = there ? x + ((u64)(first + row) * num_heads + head) * head_dim : x;
+    if (head_dim % 8 == 0) {
+        const u32 at = smem_u32(dst);
 #pragma unroll
-    for (u32 j = 0; j < TILE * PIECES / THREADS; j++) {
-        u32 i = threadIdx.x + j * THREADS;
-        u32 row = i / PIECES, piece = i % PIECES;
-        bool used = first + row < end && piece * 8 < head_dim;
-        const u16* src = used ? x + ((u64)(first + row) * num_heads + head) * head_dim + piece * 8 : x;
-        u8* at = dst + Tile<DP>::at(row, piece);
-        if (head_dim % 8 == 0) {
-            cp_async16(smem_u32(at), src, used ? 16 : 0);
-        } else {
+        for (u32 j = 0; j < DP / 16; j++) {
+            const u32 piece = 2 * j + side;
+            // An address beyond the buffer's end is not read from when there is nothing to copy.
+            cp_async16(at + Tile<DP>::at(row, piece), src + piece * 8, there && piece * 8 < head_dim ? 16 : 0);
+        }
+    } else {
+#pragma unroll 1
+        for (u32 piece = side; piece < DP / 8; piece += 2) {
+            u16* at = reinterpret_cast<u16*>(dst + Tile<DP>::at(row, piece));
 #pragma unroll
-            for (u32 d = 0; d < 8; d++) reinterpret_cast<u16*>(at)[d] = used && piece * 8 + d < head_dim ? src[d] : (u16)0;
+            for (u32 d = 0; d < 8; d++) at[d] = there && piece * 8 + d < head_dim ? src[piece * 8 + d] : (u16)0;
         }
     }
 }

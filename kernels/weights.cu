@@ -30,6 +30,7 @@ __device__ __forceinline__ u64 mix(u64 i, u32 raw) {
 
 // out[0] counts elements that are not finite (`rounds`: once rounded to bf16), out[1] sums up mixed elements. Both begin at 0.
 extern "C" __global__ void __launch_bounds__(256) check_weight(const void* __restrict__ src, u32 type, u32 n, u32 rounds, u64* __restrict__ out) {
+    wait_for_earlier_kernels();
     u64 sum = 0;
     u32 bad = 0;
     for (u64 i = (u64)blockIdx.x * 256 + threadIdx.x; i < n; i += (u64)gridDim.x * 256) {
@@ -44,6 +45,7 @@ extern "C" __global__ void __launch_bounds__(256) check_weight(const void* __res
 
 // src [rows, width] to rows of `stride` bf16 elements, of which those past `width` become 0.
 extern "C" __global__ void __launch_bounds__(256) store_weight(const void* __restrict__ src, u32 type, u32 rows, u32 width, u32 stride, u16* __restrict__ dst) {
+    wait_for_earlier_kernels();
     for (u32 row = blockIdx.y; row < rows; row += gridDim.y) {
         for (u32 i = blockIdx.x * 256 + threadIdx.x; i < stride; i += gridDim.x * 256) {
             u32 bits = i < width ? raw(src, type, (u64)row * width + i) : 0;

@@ -83,6 +83,9 @@ pub fn run(config: &BenchConfig) -> Result<()> {
         started.elapsed().as_secs_f64(),
         w.describe()
     );
+    if !info.captured.rows.is_empty() {
+        println!("{}", info.captured);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Error::Setup(e.to_string()))?;
     let exact = matches!(w.output, OutputLen::Exact(_));
     let driver = match exact && config.folder.join("tokenizer.json").is_file() {

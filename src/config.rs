@@ -234,9 +234,11 @@ fn engine(args: &EngineArgs) -> Result<EngineConfig> {
 impl SelftestArgs {
     /// # Errors
     ///
-    /// A device that is no GPU, or one that can't be used.
-    pub fn config(&self) -> Result<SelftestConfig> {
-        Ok(SelftestConfig { ordinal: gpu(&self.device)?, small: self.small, model: self.model.clone() })
+    /// A device that can't be used, and no sequences.
+    pub fn config(&self, model: PathBuf) -> Result<SelftestConfig> {
+        let sequences = self.sequences.unwrap_or(if self.small { 128 } else { 1024 });
+        let sequences = at_least_1("--sequences", sequences)?;
+        Ok(SelftestConfig { device: device(&self.device)?, small: self.small, model, sequences })
     }
 }
 

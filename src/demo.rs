@@ -53,7 +53,11 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
 }
 
 /// The bundled model: where `GROUPER_ASSETS` says, beside the program, in the working directory, or in the source it was built from.
-fn find_model() -> Result<PathBuf> {
+///
+/// # Errors
+///
+/// The places where it is not.
+pub fn find_model() -> Result<PathBuf> {
     let beside = || Some(std::env::current_exe().ok()?.parent()?.to_owned());
     let assets = [
         std::env::var_os("GROUPER_ASSETS").map(PathBuf::from),

@@ -33,9 +33,13 @@ fn run(command: Command) -> Result<()> {
             bench::run(&args.config(folder)?)
         }
         Command::Score(args) => runtime()?.block_on(score::run(args.config()?)),
-        Command::Selftest(args) => selftest::run(&args.config()?),
+        Command::Selftest(args) => {
+            let folder = args.model.clone().map_or_else(demo::find_model, Ok)?;
+            selftest::run(&args.config(folder)?)
+        }
         Command::Kernels(KernelsCommand::Check { arch }) => selftest::check_kernels(&arch),
         Command::Kernels(KernelsCommand::Tune { model, device }) => selftest::tune_gemms(config::gpu(&device)?, &model),
+        Command::Kernels(KernelsCommand::Time { device }) => selftest::time_kernels(config::gpu(&device)?),
         Command::Openapi => {
             let document = api::openapi().to_pretty_json();
             println!("{}", document.map_err(|e| Error::Setup(format!("the OpenAPI document could not be written: {e}")))?);

@@ -67,6 +67,9 @@ impl Running {
         let figures =
             format!("context {} tokens, {} samples at once, {} KV blocks", info.max_model_len, info.max_num_seqs, info.num_blocks);
         bars.say(&format!("{} backend, {}: {figures}", info.device, info.dtype));
+        if !info.captured.rows.is_empty() {
+            bars.say(&info.captured.to_string());
+        }
         let name = config.model.served_names[0].clone();
         let service =
             Arc::new(RolloutService::new(loaded.generator.clone(), name, store, config.queue.clone()).with_judges(loaded.judges.clone()));

@@ -23,6 +23,6 @@ done
 [ -n "$url" ] || { echo "the server did not come up" >&2; exit 1; }
 
 python3 "$root/examples/learner/grpo.py" --url "$url" "${transport[@]}" --model "$model" --tasks "$root/examples/smollm2/tasks.py" \
-  --device "$device" --dtype "${DTYPE:-bfloat16}" --tolerance 0.1 --max-tokens 16 --lr "${LR:-5e-6}" --num-groups "${GROUPS_A_STEP:-64}" \
+  --device "$device" --dtype "${DTYPE:-bfloat16}" --tolerance 0.1 --max-tokens 16 --lr "${LR:-1e-5}" --num-groups "${GROUPS_A_STEP:-64}" \
   --num-generations "${G:-16}" --micro-batch "${MICRO_BATCH:-256}" --steps "${STEPS:-150}" --eval-every "${EVAL_EVERY:-10}" \
   --until 0.95 --seed "${SEED:-0}" | tee "$out/seed-${SEED:-0}.jsonl"

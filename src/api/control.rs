@@ -23,7 +23,7 @@ use super::extract::JsonBody;
 use super::policy::{UpdateReply, extent};
 use crate::engine::policy::Apply;
 use crate::error::{Error, Result};
-use crate::policy::{FloatType, SharedPart, SharedTensor, Wanted};
+use crate::policy::{FloatType, SharedPart, SharedTensor, Source, Wanted};
 
 /// A socket that is served until it is dropped.
 pub struct ControlSocket {
@@ -119,7 +119,7 @@ async fn update(State(state): State<AppState>, JsonBody(body): JsonBody<IpcBody>
     let device = uuid(&body.device_uuid)?;
     let tensors = body.tensors.into_iter().enumerate();
     let parts = tensors.map(|(i, tensor)| part(tensor).map_err(|e| e.within(&format!("tensors[{i}]")))).collect::<Result<Vec<_>>>()?;
-    let updated = state.policy.begin()?.update_shared(device, parts, wanted).await?;
+    let updated = state.policy.begin()?.update(Source::Shared { device_uuid: device, parts }, wanted).await?;
     Ok(Json(UpdateReply::new(updated, state.policy.dtype())))
 }
 

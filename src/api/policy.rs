@@ -86,6 +86,8 @@ pub struct UpdateReply {
     /// Tensors that were rounded to the serving type, by the type that they had.
     #[schema(example = json!({"F32": 312}))]
     rounded: BTreeMap<String, usize>,
+    /// Reading or opening, while the engine went on.
+    read_ms: f64,
     /// Reading and checking, while the engine went on.
     check_ms: f64,
     /// Until started groups had ended.
@@ -119,6 +121,7 @@ impl UpdateReply {
             num_tensors: updated.num_tensors,
             bytes: updated.bytes,
             rounded: updated.rounded.into_iter().collect(),
+            read_ms: ms(updated.read),
             check_ms: ms(updated.checked),
             wait_ms: ms(updated.waited),
             stall_ms: ms(updated.stalled),

@@ -11,6 +11,8 @@
 pub mod cpu;
 pub mod cuda;
 
+use std::sync::Arc;
+
 use crate::error::Result;
 
 /// Keys of one KV block.
@@ -240,6 +242,32 @@ pub struct SharedCheck {
     pub checksum: u64,
 }
 
+/// Values that a device finds in its memory, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceValues {
+    pub address: u64,
+    pub dtype: FloatType,
+    pub len: usize,
+}
+
+/// What opens other processes' memory on a device, on any thread and beside the engine's work.
+pub trait SharedDoor: Send + Sync {
+    /// # Errors
+    ///
+    /// Another device than the one with this UUID, memory that can't be opened, tensors that exceed it.
+    fn open(self: Arc<Self>, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Box<dyn SharedMemory>>;
+}
+
+/// Open memory of another process; dropping it closes.
+pub trait SharedMemory: Send + Sync {
+    /// Looks at every value; `rounds[i]`: tensor `i` has to be finite as [`Backend::Float`], too.
+    fn check(&self, rounds: &[bool]) -> Vec<SharedCheck>;
+    /// Tensor `index` as f32 on the host.
+    fn read(&self, index: usize) -> Vec<f32>;
+    /// Tensor `index` where it is.
+    fn values(&self, index: usize) -> DeviceValues;
+}
+
 /// What a GEMM does with its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -300,8 +328,6 @@ pub trait Backend: Sized + Send + 'static {
     type AttentionPlan: Send;
     /// Results on their way to the host.
     type Ticket: Send;
-    /// Open memory of another process; dropping it closes.
-    type Shared;
 
     /// What `/metrics` and the start line call it.
     fn name(&self) -> String;
@@ -320,18 +346,18 @@ pub trait Backend: Sized + Send + 'static {
     fn rewrite_weight(&self, weight: &mut Self::Weight, first_row: usize, rows: Matrix<'_>);
     /// Copies a weight of the same shape where it is.
     fn copy_weight(&self, from: &Self::Weight, to: &mut Self::Weight);
-    /// Opens tensors of another process on the device with this UUID.
+    /// What opens memory of other processes; `None` where it is not the device's.
     ///
     /// # Errors
     ///
-    /// Another device, memory that can't be opened, tensors that exceed it.
-    fn open_shared(&self, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Self::Shared>;
-    /// Looks at every value; `rounds[i]`: tensor `i` has to be finite as `Float`, too.
-    fn check_shared(&self, shared: &Self::Shared, rounds: &[bool]) -> Vec<SharedCheck>;
-    /// As [`Backend::rewrite_weight`], from tensor `index`.
-    fn rewrite_shared(&self, weight: &mut Self::Weight, first_row: usize, rows: usize, shared: &Self::Shared, index: usize);
-    /// The values of tensor `index`.
-    fn read_shared(&self, shared: &Self::Shared, index: usize) -> Vec<f32>;
+    /// No memory for it.
+    fn shared_door(&self) -> Result<Option<Arc<dyn SharedDoor>>> {
+        Ok(None)
+    }
+    /// As [`Backend::rewrite_weight`], from what [`Backend::shared_door`] opened; it is read until [`Backend::synchronize`] returns.
+    fn rewrite_shared(&self, _weight: &mut Self::Weight, _first_row: usize, _rows: usize, _values: DeviceValues) {
+        unreachable!("nothing was opened on this device");
+    }
     /// Returns once the device has done all that it was asked for.
     fn synchronize(&self) {}
     /// Forgets captured steps: a buffer that they name is about to go.
@@ -359,6 +385,10 @@ pub trait Backend: Sized + Send + 'static {
     /// Rows to which a decode step is padded, so that few different ones are captured.
     fn step_rows(&self, rows: usize) -> usize {
         rows
+    }
+    /// The numbers of rows up to `most` whose decode steps a device captures, ascending.
+    fn captured_rows(&self, _most: usize) -> Vec<usize> {
+        Vec::new()
     }
     /// Runs a step that is always the same for `key`: a device may capture it once and replay it. The closure holds backend calls
     /// only, since host code in it would not run on replay.

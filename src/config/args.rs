@@ -49,6 +49,11 @@ pub enum KernelsCommand {
         #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
         device: String,
     },
+    /// Time attention and sampler of a decode step by themselves on a GPU, beside a copy
+    Time {
+        #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
+        device: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -58,9 +63,12 @@ pub struct SelftestArgs {
     /// Only the shapes of small models
     #[arg(long)]
     pub small: bool,
-    /// Folder of a model for the checks of the engine
+    /// Folder of a model for the checks of the engine [default: the bundled one]
     #[arg(long)]
     pub model: Option<PathBuf>,
+    /// Sequences of the checks of the engine, half of them with images (at least 96) [default: 1024, with --small 128]
+    #[arg(long)]
+    pub sequences: Option<usize>,
 }
 
 #[derive(Debug, Args)]

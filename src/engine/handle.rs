@@ -1,8 +1,10 @@
 //! The engine from outside: a cloneable handle that knows no backend, and one stream of events per group.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -10,7 +12,7 @@ use super::policy::{Order, PauseMode, Swap, Swapped};
 use super::request::{GroupRequest, PolicyVersion, SampleEvent, SamplingParams};
 use super::scoring::{ScoreJob, ScoreRequest, Scores};
 use super::vision_cache;
-use crate::backends::LaunchTime;
+use crate::backends::{LaunchTime, SharedDoor};
 use crate::error::{Error, Result};
 use crate::model::input::PromptInput;
 use crate::model::param::TensorSpec;
@@ -40,6 +42,30 @@ pub struct EngineInfo {
     /// Media tokens of one prompt.
     pub max_media_tokens: usize,
     pub merge_unit: usize,
+    pub captured: Captured,
+}
+
+/// Decode steps that were captured before the first request.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    /// Their rows, the largest first; none where steps are not captured.
+    pub rows: Vec<usize>,
+    pub time: Duration,
+    /// What they take of the device's memory.
+    pub bytes: usize,
+}
+
+impl fmt::Display for Captured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.rows.first().unwrap_or(&0), self.rows.last().unwrap_or(&0));
+        let mebibytes = self.bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "{} decode steps of {last} to {first} rows captured in {:.2} s, {mebibytes:.0} MiB",
+            self.rows.len(),
+            self.time.as_secs_f64()
+        )
+    }
 }
 
 /// What the engine's model asks of a checkpoint.
@@ -131,6 +157,7 @@ pub struct EngineHandle {
     pub(super) info: Arc<EngineInfo>,
     pub(super) stats: Arc<EngineStats>,
     pub(super) weights: Arc<Weights>,
+    pub(super) door: Option<Arc<dyn SharedDoor>>,
     pub(super) next_id: Arc<AtomicU64>,
     /// Why nothing may be generated, although the engine could.
     pub(super) unfit: Arc<RwLock<Option<String>>>,
@@ -227,6 +254,11 @@ impl EngineHandle {
 
     pub fn weights(&self) -> &Arc<Weights> {
         &self.weights
+    }
+
+    /// What opens weights in other processes' memory on the engine's device.
+    pub fn shared_door(&self) -> Option<Arc<dyn SharedDoor>> {
+        self.door.clone()
     }
 
     /// Changes the weights; resolves after the change. Groups submitted later are computed with the new ones.

@@ -133,7 +133,12 @@ pub fn start_on_device(folder: &Path, config: &EngineConfig) -> Result<(EngineHa
         Device::Cuda(_) if config.dtype != ServingDtype::Bfloat16 => {
             Err(Error::Setup(format!("a GPU serves bfloat16, not {}", config.dtype.name())))
         }
-        Device::Cuda(ordinal) => start(Cuda::new(ordinal, !config.enforce_eager, config.time_launches)?, folder, config),
+        Device::Cuda(ordinal) => {
+            let opening = Instant::now();
+            let backend = Cuda::new(ordinal, !config.enforce_eager, config.time_launches)?;
+            tracing::info!("{}, its libraries and kernels opened in {:.2} s", backend.name(), opening.elapsed().as_secs_f64());
+            start(backend, folder, config)
+        }
     }
 }
 
@@ -152,12 +157,14 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
     let weights =
         Weights { specs: model.specs(), facts: model.facts.clone(), bf16: Model::<B>::serves_bf16(), reference: config.reference };
     // Beside the policy from the start: nothing is allocated later.
-    let reference = config.reference.then(|| Model::load(&backend, folder)).transpose()?;
+    let reference = config.reference.then(|| Model::load_known(&backend, folder, Some(model.facts.clone()))).transpose()?;
     if model.config.head != Head::Vocabulary {
         return Err(Error::Model(format!("{} is a reward model, which draws no tokens", folder.display())));
     }
     let block_bytes = model.config.num_layers * backend.kv_block_bytes(model.decoder.shape());
     let mut sizes = Sizes::new(&model.config, config, block_bytes, backend.memory().is_some())?;
+    let door = backend.shared_door()?;
+    let preparing = Instant::now();
     let stats = Arc::new(EngineStats::default());
     let mut info = sizes.info(&model.config, config, backend.name());
     let runner_config = sizes.runner(config, |rows| backend.step_rows(rows));
@@ -168,6 +175,8 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         info = sizes.info_of_cache(info);
     }
     runner.alloc_cache(sizes.num_blocks())?;
+    info.captured = runner.capture_steps();
+    tracing::info!("buffers and cache allocated, steps captured in {:.2} s", preparing.elapsed().as_secs_f64());
     let scheduler = Scheduler::new(sizes.scheduler(config), stats.clone());
     let (sender, commands) = channel();
     let engine = Engine {
@@ -189,6 +198,7 @@ pub fn start<B: Backend>(backend: B, folder: &Path, config: &EngineConfig) -> Re
         commands: sender,
         info: Arc::new(info),
         weights: Arc::new(weights),
+        door,
         stats,
         next_id: Arc::new(AtomicU64::new(0)),
         unfit: Arc::default(),

@@ -19,7 +19,7 @@ use super::sequence::{Group, Phase};
 use crate::backends::Backend;
 use crate::error::{Error, Result};
 use crate::model::shared::SharedUpdate;
-use crate::model::update::{Update, WeightsDigest};
+use crate::model::update::Update;
 
 /// What a change of the weights does to groups that have started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -67,8 +67,6 @@ pub struct Swapped {
     pub waited: Duration,
     /// No step was taken for this time.
     pub stalled: Duration,
-    /// Of weights that only the device has seen.
-    pub digest: Option<WeightsDigest>,
 }
 
 /// What the handle tells the engine about its weights and its rest.
@@ -150,6 +148,7 @@ impl<B: Backend> Engine<B> {
                 self.runner.freeze(update.as_deref());
                 // Features of the old reference are nobody's any more.
                 self.scheduler.vision.clear();
+                drop(update);
                 let _ = reply.send(Ok(self.scheduler.version));
             }
         }
@@ -176,6 +175,7 @@ impl<B: Backend> Engine<B> {
         while !self.in_flight.is_empty() {
             self.finish_oldest();
         }
+        let drained = stalling.elapsed();
         self.scheduler.closed = false;
         match change {
             Change::Pause(reply) => {
@@ -184,18 +184,19 @@ impl<B: Backend> Engine<B> {
                 let _ = reply.send(Ok(()));
             }
             Change::Swap(Swap { weights, version, .. }, reply) => {
-                let digest = match self.runner.rewrite(&weights) {
-                    Ok(digest) => digest,
-                    Err(error) => return drop(reply.send(Err(error))),
-                };
+                self.runner.rewrite(&weights);
                 if !matches!(weights, NewWeights::Same) {
                     self.scheduler.forget_old_weights(version);
                 }
                 self.scheduler.set_version(version);
                 self.stats.policy_version.store(version.0, Release);
                 let stalled = stalling.elapsed();
+                let ms = |time: Duration| time.as_secs_f64() * 1e3;
+                tracing::info!("version {}: {:.1} ms until no step was in flight, {:.1} ms in all", version.0, ms(drained), ms(stalled));
                 self.stats.swap_ns.fetch_add(stalled.as_nanos() as u64, Relaxed);
-                let _ = reply.send(Ok(Swapped { waited, stalled, digest }));
+                // Whoever waits for the reply is the last owner then: giving up gigabytes takes time that is not this thread's.
+                drop(weights);
+                let _ = reply.send(Ok(Swapped { waited, stalled }));
             }
         }
         self.scheduler.publish_stats();
@@ -229,6 +230,7 @@ impl<B: Backend> Engine<B> {
     fn wake(&mut self) -> Result<()> {
         if self.control.asleep {
             self.runner.alloc_cache(self.scheduler.num_blocks())?;
+            self.runner.capture_steps();
             self.control.asleep = false;
             self.publish_halt();
         }

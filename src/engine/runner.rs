@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::handle::{EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
+use super::handle::{Captured, EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
 use super::policy::NewWeights;
 use super::scoring::Scorer;
@@ -14,7 +14,10 @@ use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
 use crate::model::decoder::DecoderStep;
 use crate::model::input::MediaInput;
-use crate::model::update::{Update, WeightsDigest};
+use crate::model::update::Update;
+
+/// Time for captures before the first request; what is left is captured when it first comes.
+const CAPTURE_TIME: Duration = Duration::from_secs(1);
 
 /// Sizes of the buffers, planned at start.
 #[derive(Clone, Debug)]
@@ -147,6 +150,27 @@ impl<B: Backend> Runner<B> {
         layers * num_blocks * self.backend.kv_block_bytes(self.model.decoder.shape())
     }
 
+    /// Runs decode steps of nobody, so that a device that replays steps has captured them before somebody waits for one.
+    pub fn capture_steps(&mut self) -> Captured {
+        let (started, before) = (Instant::now(), self.memory());
+        let mut rows = self.backend.captured_rows(self.max_draws);
+        rows.reverse();
+        let mut done = 0;
+        while done < rows.len() && started.elapsed() < CAPTURE_TIME {
+            // The first launch loads what a capture can't, the second is captured.
+            for _ in 0..2 {
+                let mut plan = StepPlan::default();
+                plan.pad(rows[done], self.spare_slot);
+                let step = self.submit(Box::new(plan));
+                self.wait(step);
+            }
+            done += 1;
+        }
+        rows.truncate(done);
+        let free = |memory: Option<Memory>| memory.map_or(0, |memory| memory.free);
+        Captured { rows, time: started.elapsed(), bytes: free(before).saturating_sub(free(self.memory())) }
+    }
+
     pub fn has_reference(&self) -> bool {
         self.reference.is_some()
     }
@@ -171,21 +195,14 @@ impl<B: Backend> Runner<B> {
         self.backend.synchronize();
     }
 
-    /// New weights in place of the old ones; no step may be in flight. Returns the digest of those that only a device has seen.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with weights that could not be looked at before; the old ones are still there.
-    pub fn rewrite(&mut self, weights: &NewWeights) -> Result<Option<WeightsDigest>> {
+    /// New weights in place of the old ones; no step may be in flight. Nothing reads the new ones' memory when it returns.
+    pub fn rewrite(&mut self, weights: &NewWeights) {
         match weights {
-            NewWeights::Same => Ok(None),
-            NewWeights::Host(update) => {
-                self.model.rewrite(&self.backend, update);
-                self.backend.synchronize();
-                Ok(None)
-            }
-            NewWeights::Shared(update) => self.model.rewrite_shared(&self.backend, update).map(Some),
+            NewWeights::Same => {}
+            NewWeights::Host(update) => self.model.rewrite(&self.backend, update),
+            NewWeights::Shared(update) => self.model.rewrite_shared(&self.backend, update),
         }
+        self.backend.synchronize();
     }
 
     /// Launches a step. Everything it needs is uploaded first; nothing is allocated on the device.

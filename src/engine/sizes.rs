@@ -1,6 +1,6 @@
 //! How large everything is: what follows from the model, the settings and the device's memory.
 
-use super::handle::EngineInfo;
+use super::handle::{Captured, EngineInfo};
 use super::runner::RunnerConfig;
 use super::scheduler::SchedulerConfig;
 use super::{EngineConfig, KvBudget};
@@ -94,6 +94,7 @@ impl Sizes {
             max_patches: self.max_patches,
             max_media_tokens: self.vision_rows,
             merge_unit: self.merge_unit,
+            captured: Captured::default(),
         }
     }
 

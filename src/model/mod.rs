@@ -13,6 +13,7 @@ pub mod weights;
 pub mod windows;
 
 use std::path::Path;
+use std::time::Instant;
 
 use crate::backends::Backend;
 use crate::error::Result;
@@ -21,7 +22,7 @@ use decoder::Decoder;
 use half::bf16;
 use param::{Loader, Param, TensorSpec};
 use shared::SharedUpdate;
-use update::{Extent, Facts, Update, WeightsDigest};
+use update::{Extent, Facts, Update};
 use vision::VisionTower;
 use weights::Checkpoint;
 
@@ -37,13 +38,23 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Loads a Hugging Face folder as it is. Errors name the file or the tensor.
     pub fn load(b: &B, folder: &Path) -> Result<Self> {
+        Self::load_known(b, folder, None)
+    }
+
+    /// As [`Model::load`], without looking at every number of files whose facts are known.
+    pub fn load_known(b: &B, folder: &Path, facts: Option<Facts>) -> Result<Self> {
+        let started = Instant::now();
         let config = ModelConfig::load(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let loader = Loader { b, checkpoint: &checkpoint };
         let mut decoder = Decoder::load(&loader, &config)?;
         let mut vision = config.vision.as_ref().map(|v| VisionTower::load(&loader, v)).transpose()?;
+        let uploaded = started.elapsed().as_secs_f64();
         let specs = specs(params(&mut decoder, &mut vision));
-        let facts = update::check(&checkpoint, &specs, Extent::Whole, Self::serves_bf16())?;
+        let check = || update::check(&checkpoint, &specs, Extent::Whole, Self::serves_bf16());
+        let facts = facts.map_or_else(check, Ok)?;
+        let (gigabytes, checked) = (facts.bytes as f64 / 1e9, started.elapsed().as_secs_f64() - uploaded);
+        tracing::info!("{}: {gigabytes:.2} GB of weights handed over in {uploaded:.2} s, checked in {checked:.2} s", folder.display());
         Ok(Model { config, decoder, vision, facts })
     }
 
@@ -65,12 +76,10 @@ impl<B: Backend> Model<B> {
     }
 
     /// As [`Model::rewrite`], from another process's memory.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with that memory; then nothing was written.
-    pub fn rewrite_shared(&mut self, b: &B, update: &SharedUpdate) -> Result<WeightsDigest> {
-        update.apply(b, params(&mut self.decoder, &mut self.vision))
+    pub fn rewrite_shared(&mut self, b: &B, update: &SharedUpdate) {
+        for mut param in params(&mut self.decoder, &mut self.vision) {
+            param.rewrite_shared(b, update);
+        }
     }
 
     /// Takes over the weights of another instance of the same model.

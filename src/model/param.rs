@@ -3,6 +3,7 @@
 //! One description serves both. A load makes the parameter from its tensors; an update writes those that it brings into the same
 //! buffers, so that whatever names the buffers stays valid.
 
+use super::shared::SharedUpdate;
 use super::update::Update;
 use super::weights::Checkpoint;
 use crate::backends::{Backend, Element, Matrix};
@@ -66,34 +67,6 @@ impl<B: Backend> Param<'_, B> {
         }
     }
 
-    /// As [`Param::rewrite`], from another process's memory; `find` gives a tensor's index there.
-    pub fn rewrite_shared(&mut self, b: &B, shared: &B::Shared, find: &impl Fn(&TensorSpec) -> Option<usize>) {
-        match self {
-            Param::Weight(weight) => {
-                let mut first_row = 0;
-                for part in &weight.parts {
-                    if let Some(index) = find(part) {
-                        b.rewrite_shared(&mut weight.operand, first_row, part.rows(), shared, index);
-                    }
-                    first_row += part.rows();
-                }
-            }
-            Param::Vector(vector) => {
-                let (mut start, mut changed) = (0, false);
-                for part in &vector.parts {
-                    if let Some(index) = find(part) {
-                        vector.host[start..start + part.len()].copy_from_slice(&b.read_shared(shared, index));
-                        changed = true;
-                    }
-                    start += part.len();
-                }
-                if changed {
-                    b.upload(&vector.host, &mut vector.values);
-                }
-            }
-        }
-    }
-
     /// Takes over the values of the same parameter of another instance.
     pub fn copy(&mut self, b: &B, from: &Self) {
         match (self, from) {
@@ -108,22 +81,43 @@ impl<B: Backend> Param<'_, B> {
 
     /// Writes the tensors that the update brings.
     pub fn rewrite(&mut self, b: &B, update: &Update) {
+        let write = |operand: &mut B::Weight, first_row, part: &TensorSpec| {
+            if let Some(tensor) = update.tensor(part) {
+                b.rewrite_weight(operand, first_row, Matrix { rows: part.rows(), cols: part.cols(), data: tensor.data() });
+            }
+        };
+        self.rewrite_with(b, write, |part| Some(update.tensor(part)?.to_f32()));
+    }
+
+    /// As [`Param::rewrite`], from another process's memory.
+    pub fn rewrite_shared(&mut self, b: &B, update: &SharedUpdate) {
+        let write = |operand: &mut B::Weight, first_row, part: &TensorSpec| {
+            if let Some(values) = update.matrix(part) {
+                b.rewrite_shared(operand, first_row, part.rows(), values);
+            }
+        };
+        self.rewrite_with(b, write, |part| update.vector(part));
+    }
+
+    fn rewrite_with<V: AsRef<[f32]>>(
+        &mut self,
+        b: &B,
+        write: impl Fn(&mut B::Weight, usize, &TensorSpec),
+        values: impl Fn(&TensorSpec) -> Option<V>,
+    ) {
         match self {
             Param::Weight(weight) => {
                 let mut first_row = 0;
                 for part in &weight.parts {
-                    if let Some(tensor) = update.tensor(part) {
-                        let rows = Matrix { rows: part.rows(), cols: part.cols(), data: tensor.data() };
-                        b.rewrite_weight(&mut weight.operand, first_row, rows);
-                    }
+                    write(&mut weight.operand, first_row, part);
                     first_row += part.rows();
                 }
             }
             Param::Vector(vector) => {
                 let (mut start, mut changed) = (0, false);
                 for part in &vector.parts {
-                    if let Some(tensor) = update.tensor(part) {
-                        vector.host[start..start + part.len()].copy_from_slice(&tensor.to_f32());
+                    if let Some(values) = values(part) {
+                        vector.host[start..start + part.len()].copy_from_slice(values.as_ref());
                         changed = true;
                     }
                     start += part.len();

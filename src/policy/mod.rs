@@ -7,7 +7,7 @@ mod path;
 mod record;
 mod stages;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::engine::request::PolicyVersion;
 use crate::error::{Error, Result};
 pub use crate::model::shared::SharedPart;
 use crate::model::shared::SharedUpdate;
-use crate::model::update::{Extent, Update, WeightsDigest};
+use crate::model::update::{Extent, Facts, Update, WeightsDigest};
 use crate::model::weights::Checkpoint;
 use record::{Record, RecordFile};
 use stages::Stages;
@@ -74,6 +74,21 @@ pub enum Source {
     Path(String),
     Body(Vec<u8>),
     Stage(String),
+    /// Another process's memory on the engine's device.
+    Shared {
+        device_uuid: [u8; 16],
+        parts: Vec<SharedPart>,
+    },
+}
+
+/// Weights that were found to fit.
+struct Checked {
+    weights: NewWeights,
+    facts: Facts,
+    /// Where they can be read again.
+    path: Option<PathBuf>,
+    /// Until they were in memory.
+    read: Duration,
 }
 
 /// How an update is wanted.
@@ -95,8 +110,10 @@ pub struct Updated {
     pub bytes: usize,
     /// Types that were rounded to the serving type, with the number of tensors.
     pub rounded: Vec<(String, usize)>,
-    /// Reading and checking, waiting for started groups, and the time in which the engine took no step.
+    /// Until the weights were in memory or open, and until they were checked.
+    pub read: Duration,
     pub checked: Duration,
+    /// Waiting for started groups, and the time in which the engine took no step.
     pub waited: Duration,
     pub stalled: Duration,
 }
@@ -217,6 +234,39 @@ impl Policy {
         Ok(())
     }
 
+    /// All tensors of the model from a path.
+    fn read(&self, path: &Path) -> Result<Update> {
+        let weights = self.engine.weights();
+        Update::check(Checkpoint::read(path)?, &weights.specs, Extent::Whole, weights.bf16)
+    }
+
+    /// Reads weights and looks at every number.
+    fn check(&self, source: Source, extent: Extent) -> Result<Checked> {
+        let started = Instant::now();
+        let weights = self.engine.weights();
+        let (checkpoint, path) = match source {
+            Source::Path(path) => {
+                let path = path::resolve(self.config.root.as_deref(), &path)?;
+                (Checkpoint::read(&path)?, Some(path))
+            }
+            Source::Stage(id) => (self.stages.take(&id)?, None),
+            Source::Body(bytes) => {
+                let mut checkpoint = Checkpoint::default();
+                checkpoint.add("body", bytes)?;
+                (checkpoint, None)
+            }
+            Source::Shared { device_uuid, parts } => {
+                let shared = SharedUpdate::open(self.engine.shared_door(), device_uuid, parts, &weights.specs, extent)?;
+                let read = started.elapsed();
+                let update = shared.check()?;
+                return Ok(Checked { facts: update.facts().clone(), weights: NewWeights::Shared(Arc::new(update)), path: None, read });
+            }
+        };
+        let read = started.elapsed();
+        let update = Update::check(checkpoint, &weights.specs, extent, weights.bf16)?;
+        Ok(Checked { facts: update.facts().clone(), weights: NewWeights::Host(Arc::new(update)), path, read })
+    }
+
     fn check_version(&self, wanted: &Wanted) -> Result<()> {
         let state = self.lock();
         let last = state.expected.max(state.held.version);
@@ -269,28 +319,11 @@ impl Turn {
             Source::Path(path) => format!("path:{path}"),
             Source::Body(_) => "body".to_owned(),
             Source::Stage(id) => format!("stage:{id}"),
+            Source::Shared { .. } => "ipc".to_owned(),
         };
         let reader = policy.clone();
-        let (update, path) = blocking(move || {
-            let (checkpoint, path) = match source {
-                Source::Path(path) => {
-                    let path = path::resolve(reader.config.root.as_deref(), &path)?;
-                    (Checkpoint::read(&path)?, Some(path))
-                }
-                Source::Stage(id) => (reader.stages.take(&id)?, None),
-                Source::Body(bytes) => {
-                    let mut checkpoint = Checkpoint::default();
-                    checkpoint.add("body", bytes)?;
-                    (checkpoint, None)
-                }
-            };
-            let weights = reader.engine.weights();
-            Ok((Update::check(checkpoint, &weights.specs, wanted.extent, weights.bf16)?, path))
-        })
-        .await
-        .map_err(refused)?;
+        let Checked { weights, facts, path, read } = blocking(move || reader.check(source, wanted.extent)).await.map_err(refused)?;
         let checked = started.elapsed();
-        let facts = update.facts().clone();
         let digest = hex(&facts.digest);
         let (version, sha256) = {
             let state = policy.lock();
@@ -308,11 +341,13 @@ impl Turn {
             num_tensors: facts.num_tensors,
             bytes: facts.bytes,
             rounded,
+            read,
             checked,
             waited: Duration::ZERO,
             stalled: Duration::ZERO,
         };
         if version == updated.held.version {
+            give_up(weights).await;
             return match policy.lock().last_update == digest {
                 true => Ok(updated),
                 false => Err(Error::Conflict(format!("version {version} is held already, with other weights"))),
@@ -321,44 +356,9 @@ impl Turn {
         // A partial update of a path depends on what was there before it: the path alone does not bring it back.
         let path = path.filter(|_| wanted.extent == Extent::Whole);
         let held = Held { version, sha256, source: name };
-        let swapped = self.swap(NewWeights::Host(Arc::new(update)), held.clone(), path, wanted.apply).await?;
+        let swapped = self.swap(weights, held.clone(), path, wanted.apply).await?;
         policy.lock().last_update = digest;
         Ok(Updated { held, changed: true, waited: swapped.waited, stalled: swapped.stalled, ..updated })
-    }
-
-    /// Takes weights from another process's memory on the same device.
-    ///
-    /// # Errors
-    ///
-    /// As [`Turn::update`], and memory that can't be opened.
-    pub async fn update_shared(self, device_uuid: [u8; 16], parts: Vec<SharedPart>, wanted: Wanted) -> Result<Updated> {
-        let started = Instant::now();
-        let policy = self.policy.clone();
-        policy.check_version(&wanted)?;
-        let before = policy.held();
-        if wanted.version == Some(before.version) {
-            return Err(Error::Conflict(format!("version {} is held already", before.version)));
-        }
-        let update = SharedUpdate::check(device_uuid, parts, &policy.engine.weights().specs, wanted.extent).map_err(refused)?;
-        let version = wanted.version.unwrap_or(policy.expected().max(before.version) + 1);
-        let (num_tensors, bytes, rounded) = (update.num_tensors(), update.bytes(), update.rounded().into_iter().collect());
-        let held = Held { version, sha256: String::new(), source: "ipc".into() };
-        let checked = started.elapsed();
-        let work = async move {
-            let swapped = self.swap(NewWeights::Shared(Arc::new(update)), held, None, wanted.apply).await;
-            let outcome = if swapped.is_ok() { "ok" } else { "refused" };
-            counter!("grouper_policy_updates_total", "outcome" => outcome).increment(1);
-            let Swapped { waited, stalled, .. } = swapped?;
-            histogram!("grouper_policy_stall_seconds").record(stalled.as_secs_f64());
-            let mut state = self.policy.lock();
-            if wanted.extent == Extent::Partial {
-                state.held.sha256 = hex(&Sha256::digest(format!("{}{}", before.sha256, state.held.sha256)).into());
-            }
-            let held = state.held.clone();
-            state.last_update.clone_from(&held.sha256);
-            Ok(Updated { held, changed: true, num_tensors, bytes, rounded, checked, waited, stalled })
-        };
-        tokio::spawn(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// Makes the present weights, or those of a path, the reference.
@@ -379,27 +379,25 @@ impl Turn {
         let source = format!("path:{named}");
         let update = blocking(move || {
             let path = path::resolve(reader.config.root.as_deref(), &named)?;
-            let weights = reader.engine.weights();
-            Update::check(Checkpoint::read(&path)?, &weights.specs, Extent::Whole, weights.bf16)
+            reader.read(&path)
         });
         let update = Arc::new(update.await.map_err(refused)?);
         let version = policy.engine.freeze(Some(update.clone())).await?.0;
         let held = Held { version, sha256: hex(&update.facts().digest), source };
+        give_up(update).await;
         policy.lock().reference = Some(held.clone());
         Ok(held)
     }
 
-    /// Writes down what is about to be held, changes the engine, and from then on says so.
-    async fn swap(&self, weights: NewWeights, mut held: Held, path: Option<PathBuf>, apply: Apply) -> Result<Swapped> {
+    /// Writes down what is about to be held, changes the engine, and from then on says so. The new weights' memory is given up before
+    /// it returns.
+    async fn swap(&self, weights: NewWeights, held: Held, path: Option<PathBuf>, apply: Apply) -> Result<Swapped> {
         let policy = &self.policy;
         let record = Record { version: held.version, sha256: held.sha256.clone(), path };
         let before = policy.record.as_ref().map(|file| file.replace(&record)).transpose()?;
-        let swapped = policy.engine.swap(Swap { weights, version: PolicyVersion(held.version), apply }).await;
-        match swapped {
+        let swap = Swap { weights: weights.clone(), version: PolicyVersion(held.version), apply };
+        let result = match policy.engine.swap(swap).await {
             Ok(swapped) => {
-                if let Some(digest) = &swapped.digest {
-                    held.sha256 = hex(digest);
-                }
                 let mut state = policy.lock();
                 state.expected = held.version;
                 state.held = held;
@@ -409,12 +407,14 @@ impl Turn {
             }
             Err(error) => {
                 // Nothing changed: what was expected before still is.
-                if let (Some(file), Some(before)) = (&policy.record, before) {
-                    file.restore(before)?;
+                match (&policy.record, before) {
+                    (Some(file), Some(before)) => file.restore(before).and(Err(error)),
+                    _ => Err(error),
                 }
-                Err(error)
             }
-        }
+        };
+        give_up(weights).await;
+        result
     }
 
     /// Loads what a record names, if it still is what it was.
@@ -429,12 +429,7 @@ impl Turn {
             return Err(Error::NotReady("they did not come from a path".into()));
         };
         let reader = self.policy.clone();
-        let update = blocking(move || {
-            let weights = reader.engine.weights();
-            Update::check(Checkpoint::read(&path)?, &weights.specs, Extent::Whole, weights.bf16)
-        })
-        .await
-        .map_err(refused)?;
+        let update = blocking(move || reader.read(&path)).await.map_err(refused)?;
         let digest = hex(&update.facts().digest);
         if digest != record.sha256 {
             return Err(Error::NotReady("the files of its path have changed".into()));
@@ -459,6 +454,12 @@ fn refused(error: Error) -> Error {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// Frees weights, which takes a while, on a thread that may wait.
+async fn give_up<T: Send + 'static>(weights: T) {
+    let freed = tokio::task::spawn_blocking(move || drop(weights)).await;
+    freed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
 }
 
 fn hex(digest: &WeightsDigest) -> String {

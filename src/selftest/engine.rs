@@ -1,81 +1,303 @@
-//! The engine on the GPU: the same bits alone and under pressure, replayed and launched; close to the CPU.
+//! The engine: what a sample is must not depend on its company, on the room there is or on when it is computed. Bits are compared,
+//! over as many sequences as are asked for; on a GPU also how close they are to the CPU's.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::runtime::Runtime;
 
-use super::{Numbers, Table};
-use crate::engine::handle::EngineHandle;
-use crate::engine::request::{GroupRequest, NoWatch, RngKey, SampleEvent, SampleOutput, SamplingParams, StopWatch};
+use super::sequences::{GROUP, LONGEST, Work, works};
+use super::{SelftestConfig, Table};
+use crate::backends::BLOCK_SIZE;
+use crate::engine::handle::{EngineHandle, GroupStream};
+use crate::engine::policy::PauseMode;
+use crate::engine::request::{GroupRequest, SampleEvent, SampleOutput};
+use crate::engine::scoring::{ScoreRequest, Scorer};
 use crate::engine::{Device, EngineConfig, KvBudget, ServingDtype, start_on_device};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
-use crate::model::input::PromptInput;
-use crate::model::mrope;
 
-/// A prompt with its samples.
-struct Work {
-    prompt: Vec<u32>,
-    samples: usize,
-    sampling: SamplingParams,
-}
+/// Samples that run at once.
+const CROWD: usize = 512;
+/// Samples and rows of a step when prompts are computed in small chunks.
+const FEW: usize = 64;
+const SMALL_STEP: usize = 96;
+/// Tokens of a sample when only the size of the steps matters.
+const SHORT: usize = 4;
+/// Steps of so many rows where none are captured.
+const ROWS: &[usize] = &[1, 2, 4, 8, 16, 32, 64];
+/// Groups among which some are long.
+const LEAST_GROUPS: usize = 12;
+/// Groups that the CPU computes, too.
+const ON_CPU: usize = 16;
 
-pub fn run(ordinal: usize, folder: &Path, table: &mut Table) -> Result<()> {
-    let vocab = ModelConfig::load(folder)?.vocab_size;
-    let works = works(vocab);
-    let longest = works.iter().map(|w| w.prompt.len() + w.sampling.max_tokens).max().unwrap_or(2);
-    let calm = EngineConfig {
-        device: Device::Cuda(ordinal),
-        dtype: ServingDtype::Bfloat16,
-        max_model_len: Some(longest),
-        max_num_seqs: 1,
-        max_num_batched_tokens: 1024,
-        kv_cache: KvBudget::Blocks(256),
-        prefix_caching: false,
-        lag: 0,
-        enforce_eager: true,
-        ..Default::default()
-    };
-    let alone = serve(folder, &calm, &works, true)?.0;
-    let need: usize = works.iter().map(|w| w.prompt.len().div_ceil(32) + w.samples * w.sampling.max_tokens.div_ceil(32)).sum();
-    let crowd = EngineConfig {
-        max_num_seqs: 64,
-        kv_cache: KvBudget::Blocks(need + 64),
-        prefix_caching: true,
-        enforce_eager: false,
-        ..calm.clone()
-    };
-    let tight = KvBudget::Blocks((need / 4).max(longest.div_ceil(32) + 2));
-    let configurations = [
-        ("together, launched, lag 0", EngineConfig { enforce_eager: true, ..crowd.clone() }),
-        ("together, replayed, lag 1", EngineConfig { lag: 1, ..crowd.clone() }),
-        ("together, replayed, lag 2", EngineConfig { lag: 2, ..crowd.clone() }),
-        (
-            "chunks of 48, no room, lag 2",
-            EngineConfig { lag: 2, max_num_batched_tokens: 48, max_num_seqs: 48, kv_cache: tight, ..crowd.clone() },
-        ),
-    ];
-    for (name, config) in &configurations {
-        let (outputs, preemptions) = serve(folder, config, &works, false)?;
-        let (mut differ, mut total) = (0, 0);
-        for (a, b) in alone.iter().flatten().zip(outputs.iter().flatten()) {
-            total += a.token_ids.len();
-            differ += bits(a).iter().zip(&bits(b)).filter(|(a, b)| a != b).count() + a.token_ids.len().abs_diff(b.token_ids.len());
-        }
-        table.push_bits("engine", format!("{name}, {preemptions} preemptions"), differ, total);
-    }
-    let small = ModelConfig::load(folder)?.hidden_size <= 512;
-    if small {
-        let cpu = EngineConfig { device: Device::Cpu, ..calm };
-        close(&serve(folder, &cpu, &works, true)?.0, &alone, table);
+/// The samples of each group.
+type Groups = Vec<Vec<SampleOutput>>;
+
+pub fn run(config: &SelftestConfig, table: &mut Table) -> Result<()> {
+    let model = ModelConfig::load(&config.model)?;
+    let works = works(&model, config.sequences.div_ceil(GROUP).max(LEAST_GROUPS));
+    let base = base(config, &works);
+    let expected = one_engine(config, &base, &works, table)?;
+    other_engines(config, &base, &works, &expected, table)?;
+    if config.device != Device::Cpu && model.hidden_size <= 512 {
+        let few = &works[..works.len().min(ON_CPU)];
+        let cpu = Session::start(&config.model, &EngineConfig { device: Device::Cpu, ..base })?;
+        close(&cpu.generate(few, 0..few.len())?, &expected, table);
+        cpu.stop()?;
     }
     Ok(())
 }
 
+/// Room for everything at once.
+fn base(config: &SelftestConfig, works: &[Work]) -> EngineConfig {
+    let sequences = works.len() * GROUP;
+    let blocks: usize = works.iter().map(|w| prompt_blocks(w) + GROUP * w.sampling.max_tokens.div_ceil(BLOCK_SIZE)).sum();
+    let longest = works.iter().map(Work::longest).max().unwrap_or(2);
+    EngineConfig {
+        device: config.device,
+        dtype: ServingDtype::Bfloat16,
+        max_model_len: Some(longest),
+        max_num_seqs: CROWD.min(sequences),
+        max_num_batched_tokens: if config.device == Device::Cpu { 1024 } else { 8192 },
+        kv_cache: KvBudget::Blocks(blocks + longest.div_ceil(BLOCK_SIZE) + 2),
+        lag: 1,
+        ..Default::default()
+    }
+}
+
+fn prompt_blocks(work: &Work) -> usize {
+    work.prompt.token_ids.len().div_ceil(BLOCK_SIZE)
+}
+
+/// What one engine does to the same samples; returns them.
+fn one_engine(config: &SelftestConfig, base: &EngineConfig, works: &[Work], table: &mut Table) -> Result<Groups> {
+    let engine = Session::start(&config.model, base)?;
+    let started = Instant::now();
+    let expected = engine.generate(works, 0..works.len())?;
+    let at_once = base.max_num_seqs;
+    let (tokens, whole) = count(works, &expected);
+    let found = format!("{} sequences, {tokens} tokens: what others are compared with ({:.1} s)", works.len() * GROUP, seconds(started));
+    table.push("engine bits", format!("{at_once} at once, lag 1"), whole, found);
+
+    let (started, hits) = (Instant::now(), engine.prefix_hits());
+    let compared = Compared::all(works, &expected, &engine.generate(works, 0..works.len())?);
+    let hits = engine.prefix_hits() - hits;
+    compared.report(table, format!("again: {hits} blocks of prompts cached"), hits > 0, started);
+
+    let (started, mut compared) = (Instant::now(), Compared::default());
+    for (work, expected) in works.iter().zip(&expected) {
+        engine.handle.reset_caches()?;
+        let stream = engine.handle.submit(work.request(1, work.sampling.max_tokens))?;
+        compared.group(work, &expected[..1], &engine.drain(stream, 1)?);
+    }
+    compared.report(table, "the first of each group, alone".into(), true, started);
+
+    let (started, mut compared) = (Instant::now(), Compared::default());
+    for (work, samples) in works.iter().zip(&expected) {
+        for sample in samples {
+            let scores = engine.runtime.block_on(engine.handle.score(ScoreRequest {
+                prompt: work.prompt.clone(),
+                completion: sample.token_ids.clone().into(),
+                temperature: work.sampling.temperature,
+                scorer: Scorer::Policy,
+            }))?;
+            let same = same_bits(&scores.logps, &sample.logps) && same_bits(&scores.entropy, &sample.entropy);
+            compared.sequence(work, scores.logps.len(), same);
+        }
+    }
+    compared.report(table, "given and scored: logps, entropy".into(), true, started);
+
+    let (started, mut compared) = (Instant::now(), Compared::default());
+    let captured = &engine.handle.info().captured.rows;
+    let mut sizes = if captured.is_empty() { ROWS.to_vec() } else { captured.clone() };
+    sizes.sort_unstable();
+    let mut below = 0;
+    for size in sizes.iter().copied().filter(|size| *size <= at_once) {
+        // The most that is filled up, and nothing.
+        for rows in if below + 1 < size { vec![below + 1, size] } else { vec![size] } {
+            let groups = rows.div_ceil(GROUP);
+            let samples = |group: usize| GROUP.min(rows - group * GROUP);
+            let ours = engine.together((0..groups).map(|g| (works[g].request(samples(g), SHORT), samples(g))))?;
+            for ((work, expected), ours) in works.iter().zip(&expected).zip(&ours) {
+                compared.group(work, expected, ours);
+            }
+        }
+        below = size;
+    }
+    let case = format!("steps of {} sizes, {SHORT} tokens each", sizes.len());
+    compared.report(table, case, true, started);
+    engine.stop()?;
+    Ok(expected)
+}
+
+/// Engines that start on the same weights with less room.
+fn other_engines(config: &SelftestConfig, base: &EngineConfig, works: &[Work], expected: &Groups, table: &mut Table) -> Result<()> {
+    // Prompts and samples of the long groups as they are expected to end after a short sample, which is not how they end.
+    let long: Vec<usize> = (0..works.len()).filter(|i| works[*i].sampling.max_tokens == LONGEST).collect();
+    let short_of: usize = long.iter().map(|i| prompt_blocks(&works[*i]) + GROUP * 2).sum();
+    let least = works.iter().map(Work::longest).max().unwrap_or(2).div_ceil(BLOCK_SIZE) + 2;
+    let tight = EngineConfig { lag: 2, kv_cache: KvBudget::Blocks(short_of.max(least)), ..base.clone() };
+    let chunks = EngineConfig {
+        lag: 2,
+        max_num_seqs: FEW.min(base.max_num_seqs),
+        max_num_batched_tokens: SMALL_STEP,
+        enforce_eager: true,
+        ..base.clone()
+    };
+    let others = [
+        ("restarted, lag 0, no prefix cache", EngineConfig { lag: 0, prefix_caching: false, ..base.clone() }),
+        ("restarted, lag 2, no room", tight.clone()),
+        ("restarted, lag 2, 96 rows a step, not replayed", chunks),
+    ];
+    for (name, settings) in others {
+        let engine = Session::start(&config.model, &settings)?;
+        let started = Instant::now();
+        let squeezed = settings.kv_cache == tight.kv_cache;
+        let mut order: Vec<usize> = (0..works.len()).collect();
+        if squeezed {
+            // A short sample and then the long ones: more are admitted than fit, so that somebody has to give way.
+            engine.together(std::iter::once((works[0].request(1, 2), 1)))?;
+            order.sort_by_key(|i| std::cmp::Reverse(works[*i].sampling.max_tokens));
+        }
+        let compared = Compared::all(works, expected, &engine.generate(works, order)?);
+        let preempted = engine.handle.stats().preemptions.load(Relaxed);
+        let case = if squeezed { format!("{name}: {preempted} preempted") } else { name.into() };
+        compared.report(table, case, preempted > 0 || !squeezed, started);
+        engine.stop()?;
+    }
+    Ok(())
+}
+
+/// An engine and who waits for it.
+struct Session {
+    handle: EngineHandle,
+    thread: JoinHandle<()>,
+    runtime: Runtime,
+}
+
+impl Session {
+    fn start(folder: &Path, config: &EngineConfig) -> Result<Self> {
+        let started = Instant::now();
+        let (handle, thread) = start_on_device(folder, config)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| Error::Setup(e.to_string()))?;
+        let captured = &handle.info().captured;
+        let graphs = if captured.rows.is_empty() { String::new() } else { format!("; {captured}") };
+        println!("     engine on {} in {:.1} s{graphs}", handle.info().device, started.elapsed().as_secs_f64());
+        Ok(Session { handle, thread, runtime })
+    }
+
+    /// Ends the engine, which gives the device's memory back.
+    fn stop(self) -> Result<()> {
+        self.handle.shutdown();
+        self.thread.join().map_err(|_| Error::Setup("the engine thread panicked".into()))
+    }
+
+    fn prefix_hits(&self) -> u64 {
+        self.handle.stats().prefix_hits.load(Relaxed)
+    }
+
+    /// Whole groups, submitted in `order`, as they are in `works`.
+    fn generate(&self, works: &[Work], order: impl IntoIterator<Item = usize>) -> Result<Groups> {
+        let order: Vec<usize> = order.into_iter().collect();
+        let groups = self.together(order.iter().map(|i| (works[*i].request(GROUP, usize::MAX), GROUP)))?;
+        let mut sorted = vec![Vec::new(); works.len()];
+        order.into_iter().zip(groups).for_each(|(i, group)| sorted[i] = group);
+        Ok(sorted)
+    }
+
+    /// Requests, with the number of their samples, that start in one step.
+    fn together(&self, requests: impl Iterator<Item = (GroupRequest, usize)>) -> Result<Groups> {
+        self.runtime.block_on(self.handle.pause(PauseMode::Keep))?;
+        let streams = requests.map(|(request, samples)| Ok((self.handle.submit(request)?, samples))).collect::<Result<Vec<_>>>()?;
+        self.runtime.block_on(self.handle.resume())?;
+        streams.into_iter().map(|(stream, samples)| self.drain(stream, samples)).collect()
+    }
+
+    fn drain(&self, mut stream: GroupStream, samples: usize) -> Result<Vec<SampleOutput>> {
+        let mut outputs = vec![None; samples];
+        self.runtime.block_on(async {
+            while let Some(event) = stream.next().await {
+                if let SampleEvent::Finished { sample, output } = event {
+                    outputs[sample] = Some(*output);
+                }
+            }
+        });
+        let outputs: Option<Vec<SampleOutput>> = outputs.into_iter().collect();
+        outputs.ok_or_else(|| Error::NotReady("the engine stopped".into()))
+    }
+}
+
+/// How many sequences were compared, by kind, and how many differ.
+#[derive(Debug, Default, PartialEq)]
+struct Compared {
+    text: usize,
+    media: usize,
+    tokens: usize,
+    differ: usize,
+}
+
+impl Compared {
+    fn all(works: &[Work], expected: &Groups, ours: &Groups) -> Self {
+        let mut compared = Compared::default();
+        for ((work, expected), ours) in works.iter().zip(expected).zip(ours) {
+            assert_eq!(expected.len(), ours.len(), "a group lost samples");
+            compared.group(work, expected, ours);
+        }
+        compared
+    }
+
+    /// Samples of one group, of which ours may be fewer and shorter.
+    fn group(&mut self, work: &Work, expected: &[SampleOutput], ours: &[SampleOutput]) {
+        for (expected, ours) in expected.iter().zip(ours) {
+            let (expected, ours) = (bits(expected), bits(ours));
+            self.sequence(work, ours.len(), !ours.is_empty() && expected.starts_with(&ours));
+        }
+    }
+
+    fn sequence(&mut self, work: &Work, tokens: usize, same: bool) {
+        *(if work.has_media() { &mut self.media } else { &mut self.text }) += 1;
+        self.tokens += tokens;
+        self.differ += usize::from(!same);
+    }
+
+    fn report(&self, table: &mut Table, case: String, happened: bool, started: Instant) {
+        let Compared { text, media, tokens, differ } = self;
+        let found = format!("{text} + {media} with images, {tokens} tokens: {differ} sequences differ ({:.1} s)", seconds(started));
+        table.push("engine bits", case, happened && *differ == 0 && text + media > 0, found);
+    }
+}
+
+fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}
+
+/// Tokens of all samples, and whether none ended early.
+fn count(works: &[Work], groups: &Groups) -> (usize, bool) {
+    let lengths = |(work, samples): (&Work, &Vec<SampleOutput>)| -> Vec<(usize, usize)> {
+        samples.iter().map(|sample| (sample.token_ids.len(), work.sampling.max_tokens)).collect()
+    };
+    let lengths: Vec<(usize, usize)> = works.iter().zip(groups).flat_map(lengths).collect();
+    (lengths.iter().map(|(len, _)| len).sum(), lengths.iter().all(|(len, asked)| len == asked))
+}
+
+/// Ids and everything that was measured of them.
+fn bits(out: &SampleOutput) -> Vec<[u32; 5]> {
+    (0..out.token_ids.len())
+        .map(|i| {
+            [out.token_ids[i], out.logps[i].to_bits(), out.logps_raw[i].to_bits(), out.logps_sampled[i].to_bits(), out.entropy[i].to_bits()]
+        })
+        .collect()
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && super::differing_bits(a, b) == 0
+}
+
 /// Tokens agree until a difference in the last bits decides a draw; up to there log-probabilities are close.
-fn close(expected: &[Vec<SampleOutput>], ours: &[Vec<SampleOutput>], table: &mut Table) {
+fn close(expected: &Groups, ours: &Groups, table: &mut Table) {
     let (mut same, mut total, mut sum, mut worst) = (0usize, 0usize, 0f64, 0f32);
     for (a, b) in expected.iter().flatten().zip(ours.iter().flatten()) {
         let common = a.token_ids.iter().zip(&b.token_ids).take_while(|(a, b)| a == b).count();
@@ -96,82 +318,37 @@ fn close(expected: &[Vec<SampleOutput>], ours: &[Vec<SampleOutput>], table: &mut
     );
 }
 
-fn works(vocab: usize) -> Vec<Work> {
-    let plain = SamplingParams { max_tokens: 40, ..Default::default() };
-    let samplings = [
-        plain.clone(),
-        SamplingParams { temperature: 0.0, ..plain.clone() },
-        SamplingParams { temperature: 0.7, top_k: 40, ..plain.clone() },
-        SamplingParams { top_p: 0.9, repetition_penalty: 1.1, max_tokens: 25, ..plain.clone() },
-        SamplingParams { frequency_penalty: 0.5, max_tokens: 33, ..plain.clone() },
-        SamplingParams { max_tokens: 70, ..plain },
-    ];
-    let lengths = [1, 31, 32, 33, 64, 90, 255, 256, 257, 300, 40, 40];
-    let mut numbers = Numbers::new(41);
-    let shared: Vec<u32> = (0..70).map(|_| numbers.below(vocab) as u32).collect();
-    lengths
-        .iter()
-        .enumerate()
-        .map(|(i, length)| {
-            // Every second prompt begins as the others do, for the prefix cache.
-            let own: Vec<u32> = (0..*length).map(|_| numbers.below(vocab) as u32).collect();
-            let prompt = if i % 2 == 0 { own } else { shared.iter().copied().chain(own).take(*length).collect() };
-            Work { prompt, samples: 1 + i % 5, sampling: samplings[i % samplings.len()].clone() }
-        })
-        .collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::request::{FinishReason, Timing};
 
-/// Runs the works, each alone or all at once; returns their samples and how many gave way.
-fn serve(folder: &Path, config: &EngineConfig, works: &[Work], alone: bool) -> Result<(Vec<Vec<SampleOutput>>, u64)> {
-    let (engine, thread) = start_on_device(folder, config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| Error::Setup(e.to_string()))?;
-    let mut outputs = Vec::new();
-    // A short sample first: the forecast then admits more than fits, so that somebody has to give way.
-    let short = SamplingParams { max_tokens: 2, ..Default::default() };
-    submit_and_wait(&engine, &runtime, &[Work { prompt: vec![1], samples: 1, sampling: short }], 1000)?;
-    for batch in works.chunks(if alone { 1 } else { works.len() }) {
-        let done = submit_and_wait(&engine, &runtime, batch, outputs.len())?;
-        outputs.extend(done);
+    #[test]
+    fn a_last_bit_is_a_difference() {
+        let output = SampleOutput {
+            finish_reason: FinishReason::Length,
+            token_ids: vec![1, 2],
+            logps: vec![-1.0, -2.0],
+            logps_raw: vec![-1.0, -2.0],
+            logps_sampled: vec![-1.0, -2.0],
+            entropy: vec![1.0, 1.0],
+            top: Vec::new(),
+            policy_versions: Vec::new(),
+            timing: Timing::default(),
+        };
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/tiny-vl");
+        let works = works(&ModelConfig::load(&folder).unwrap(), 2);
+        let compared = |change: &dyn Fn(&mut SampleOutput)| {
+            let mut ours = output.clone();
+            change(&mut ours);
+            let mut compared = Compared::default();
+            compared.group(&works[1], std::slice::from_ref(&output), &[ours]);
+            (compared.media, compared.differ)
+        };
+        assert_eq!(compared(&|_| {}), (1, 0));
+        assert_eq!(compared(&|ours| ours.logps[1] = f32::from_bits(ours.logps[1].to_bits() + 1)), (1, 1));
+        assert_eq!(compared(&|ours| ours.token_ids[0] = 7), (1, 1));
+        assert_eq!(compared(&|ours| ours.token_ids.clear()), (1, 1));
+        assert_eq!(compared(&|ours| ours.token_ids.truncate(1)), (1, 0), "it was asked for less");
     }
-    let preemptions = engine.stats().preemptions.load(Relaxed);
-    engine.shutdown();
-    thread.join().map_err(|_| Error::Setup("the engine thread panicked".into()))?;
-    Ok((outputs, preemptions))
-}
-
-/// Runs works at once; the first has number `first` in the key of its draws.
-fn submit_and_wait(engine: &EngineHandle, runtime: &Runtime, works: &[Work], first: usize) -> Result<Vec<Vec<SampleOutput>>> {
-    let request = |(i, work): (usize, &Work)| {
-        let positions = mrope::text_positions(work.prompt.len());
-        engine.submit(GroupRequest {
-            prompt: Arc::new(PromptInput { positions, token_ids: work.prompt.clone(), ..Default::default() }),
-            sampling: work.sampling.clone(),
-            rng_key: RngKey([(first + i) as u32, 99]),
-            watches: (0..work.samples).map(|_| Box::new(NoWatch) as Box<dyn StopWatch>).collect(),
-            stream: false,
-        })
-    };
-    let streams = works.iter().enumerate().map(request).collect::<Result<Vec<_>>>()?;
-    let mut groups = Vec::new();
-    for (mut stream, work) in streams.into_iter().zip(works) {
-        let mut samples = vec![None; work.samples];
-        runtime.block_on(async {
-            while let Some(event) = stream.next().await {
-                if let SampleEvent::Finished { sample, output } = event {
-                    samples[sample] = Some(*output);
-                }
-            }
-        });
-        let samples: Option<Vec<SampleOutput>> = samples.into_iter().collect();
-        groups.push(samples.ok_or_else(|| Error::NotReady("the engine stopped".into()))?);
-    }
-    Ok(groups)
-}
-
-fn bits(out: &SampleOutput) -> Vec<[u32; 5]> {
-    (0..out.token_ids.len())
-        .map(|i| {
-            [out.token_ids[i], out.logps[i].to_bits(), out.logps_raw[i].to_bits(), out.logps_sampled[i].to_bits(), out.entropy[i].to_bits()]
-        })
-        .collect()
 }

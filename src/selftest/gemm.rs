@@ -64,6 +64,9 @@ pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
     for choice in pair.cuda.gemm_choices().iter().filter(|c| c.admitted != Some(0)) {
         println!("     cublasLt: {choice:?}");
     }
+    for ([n, k], rows) in pair.cuda.gemm_few() {
+        println!("     products of few rows by [{n}, {k}]: own kernel up to {rows} rows");
+    }
     Ok(())
 }
 
@@ -120,7 +123,8 @@ fn row_bits(pair: &Pair, shape: Shape, name: &str, table: &mut Table) -> Result<
     };
     let expected = run(most)?;
     let (mut differ, mut total) = (0, 0);
-    for rows in [1, 2, 3, 5, 8, 13, 16, 17, 33, 64, 100, 128, 200, 256, 384, 512, 777, 1024, 2000, 2048, 4095] {
+    // What decode steps are padded to, and what prompts may have.
+    for rows in b.captured_rows(1024).into_iter().chain([3, 5, 13, 17, 33, 100, 200, 777, 2000, 2048, 4095]) {
         if rows < most {
             differ += differing_bits(&run(rows)?, &expected[..rows * n]);
             total += rows * n;

@@ -1,13 +1,16 @@
 //! `grouper selftest`: a GPU against the definition. Every kernel against the CPU's bf16 backend on real and awkward shapes, the bits
-//! that must not depend on a step's company, and the engine alone against the engine under pressure; one table of the differences.
+//! that must not depend on a step's company, and a thousand sequences of the engine alone, in company and under pressure; one table
+//! of the differences. On a CPU, which is the definition, the engine is checked against itself.
 //!
-//! `grouper kernels check` compiles the kernels and needs no GPU.
+//! `grouper kernels check` compiles the kernels and needs no GPU; `grouper kernels time` times some of them.
 
 mod attention;
 mod elementwise;
 mod engine;
 mod gemm;
 mod sampler;
+mod sequences;
+mod speed;
 mod tune;
 
 use std::path::PathBuf;
@@ -16,18 +19,22 @@ use std::time::Instant;
 use half::bf16;
 
 use crate::backends::cpu::Cpu;
-use crate::backends::cuda::{Cuda, kernels};
+use crate::backends::cuda::{self, Cuda};
 use crate::backends::{Backend, Element};
+use crate::engine::Device;
 use crate::error::{Error, Result};
+pub use speed::run as time_kernels;
 pub use tune::gemms as tune_gemms;
 
 #[derive(Clone, Debug)]
 pub struct SelftestConfig {
-    pub ordinal: usize,
+    pub device: Device,
     /// Shapes of small models only.
     pub small: bool,
-    /// A folder for the checks of the engine; none: those are left out.
-    pub model: Option<PathBuf>,
+    /// A folder for the checks of the engine.
+    pub model: PathBuf,
+    /// Sequences of those.
+    pub sequences: usize,
 }
 
 /// Runs every check and prints a row each.
@@ -37,24 +44,28 @@ pub struct SelftestConfig {
 /// A device that can't be used, and checks that failed, by number.
 pub fn run(config: &SelftestConfig) -> Result<()> {
     let started = Instant::now();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let pair = Pair { cpu: Cpu::new(threads)?, cuda: Cuda::new(config.ordinal, true, false)? };
-    println!("{} against {}", pair.cuda.name(), pair.cpu.name());
     let mut table = Table::default();
-    elementwise::run(&pair, config.small, &mut table)?;
-    gemm::run(&pair, config.small, &mut table)?;
-    attention::run(&pair, config.small, &mut table)?;
-    sampler::run(&pair, config.small, &mut table)?;
-    drop(pair);
-    if let Some(folder) = &config.model {
-        engine::run(config.ordinal, folder, &mut table)?;
+    if let Device::Cuda(ordinal) = config.device {
+        kernels(ordinal, config.small, &mut table)?;
     }
+    engine::run(config, &mut table)?;
     let failed = table.rows.iter().filter(|row| !row.passed).count();
     println!("{} checks in {:.1} s, {failed} failed", table.rows.len(), started.elapsed().as_secs_f64());
     match failed {
         0 => Ok(()),
         _ => Err(Error::Setup(format!("{failed} of {} checks failed", table.rows.len()))),
     }
+}
+
+/// Every kernel of a GPU.
+fn kernels(ordinal: usize, small: bool, table: &mut Table) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let pair = Pair { cpu: Cpu::new(threads)?, cuda: Cuda::new(ordinal, true, false)? };
+    println!("{} against {}", pair.cuda.name(), pair.cpu.name());
+    elementwise::run(&pair, small, table)?;
+    gemm::run(&pair, small, table)?;
+    attention::run(&pair, small, table)?;
+    sampler::run(&pair, small, table)
 }
 
 /// The definition and what is compared with it.
@@ -176,7 +187,7 @@ fn read_rounded<B: Backend<Float = bf16>>(b: &B, buf: &B::Buf<bf16>, len: usize)
 }
 
 /// Bytes that kernels may spill: their launch bounds keep more blocks on a multiprocessor than the registers would.
-const SPILLS_ALLOWED: &[(&str, usize)] = &[("sample", 96), ("sample_parts", 48), ("attention_wide_128", 288)];
+const SPILLS_ALLOWED: &[(&str, usize)] = &[("sample", 96), ("sample_parts", 48), ("attention_wide_128", 288), ("prompt_attention_128", 96)];
 
 /// Compiles every kernel for the architectures and prints registers and spills.
 ///
@@ -187,7 +198,7 @@ pub fn check_kernels(architectures: &[String]) -> Result<()> {
     let mut spilling = Vec::new();
     for arch in architectures {
         let started = Instant::now();
-        let usage = kernels::usage(arch)?;
+        let usage = cuda::kernels::usage(arch)?;
         println!("{arch}: {} kernels in {:.1} s", usage.len(), started.elapsed().as_secs_f64());
         for u in &usage {
             println!(

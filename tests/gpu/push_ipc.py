@@ -153,7 +153,7 @@ def main():
         gigabytes = reply["bytes"] / 1e9
         print(
             f"version {reply['version']}  {reply['num_tensors']} tensors, {gigabytes:.2f} GB  stall {reply['stall_ms']:.1f} ms  "
-            f"wait {reply['wait_ms']:.1f} ms  round trip {took:.1f} ms  rounded {reply['rounded']}  sha256 {reply['sha256'][:16]}"
+            f"opened {reply['read_ms']:.1f} ms  checked {reply['check_ms']:.1f} ms  wait {reply['wait_ms']:.1f} ms  round trip {took:.1f} ms  rounded {reply['rounded']}  sha256 {reply['sha256'][:16]}"
         )
     del owner
 

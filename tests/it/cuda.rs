@@ -29,7 +29,8 @@ fn gpu() -> Option<Cuda> {
 #[test]
 fn cuda_passes_the_self_test() {
     if gpu().is_some() {
-        selftest::run(&SelftestConfig { ordinal: 0, small: true, model: Some(golden::model("tiny-vl")) }).unwrap();
+        let model = golden::model("tiny-vl");
+        selftest::run(&SelftestConfig { device: Device::Cuda(0), small: true, model, sequences: 512 }).unwrap();
     }
 }
 

@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 
 use grouper::engine::handle::EngineHandle;
 use grouper::engine::request::{FinishReason, GroupRequest, NoWatch, RngKey, SampleEvent, SampleOutput, SamplingParams, StopWatch};
-use grouper::engine::{EngineConfig, KvBudget, ServingDtype, start_on_device};
+use grouper::engine::{Device, EngineConfig, KvBudget, ServingDtype, start_on_device};
 use grouper::model::config::ModelConfig;
 use grouper::model::input::PromptInput;
 use grouper::model::mrope;
+use grouper::selftest::{self, SelftestConfig};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -356,6 +357,13 @@ fn pressure_preempts_and_everything_finishes() {
     let stats = engine.handle.stats();
     assert!(stats.preemptions.load(Relaxed) > 0, "nothing was preempted");
     assert!(stats.prefix_hits.load(Relaxed) > 0, "no prefix was reused");
+}
+
+/// What `grouper selftest` checks of the engine, with fewer sequences than on a GPU.
+#[test]
+fn the_self_test_of_the_engine_passes_on_the_cpu() {
+    let model = golden::model("tiny-vl");
+    selftest::run(&SelftestConfig { device: Device::Cpu, small: true, model, sequences: 96 }).unwrap();
 }
 
 #[test]

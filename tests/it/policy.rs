@@ -121,6 +121,8 @@ async fn pushed_weights_equal_loaded_ones() {
     spelled.insert("lm_head.weight".into(), first["model.embed_tokens.weight"].clone());
     let reply = put(&server, "", serialize(&spelled)).await.ok();
     assert_eq!((&reply["version"], &reply["changed"], &reply["rounded"]), (&json!(1), &json!(true), &json!({})));
+    let ms = |name: &str| reply[name].as_f64().unwrap();
+    assert!(0.0 < ms("read_ms") && ms("read_ms") < ms("check_ms") && 0.0 < ms("stall_ms"), "{reply}");
     assert_eq!(greedy(&server).await, of_first);
     let held = server.get(POLICY).await.ok()["held"].clone();
     assert_eq!((&held["version"], &held["sha256"], &held["source"]), (&json!(1), &reply["sha256"], &json!("body")));

@@ -70,7 +70,7 @@ async fn weights_by_ipc_are_checked_and_need_a_gpu() {
         (changed(&|body| body["tensors"][1]["handle"] = json!("??")), "tensors[1].handle"),
         (changed(&|body| body["tensors"][1]["offset"] = json!(-1)), "tensors[1].offset"),
         (changed(&|body| body["device_uuid"] = json!("GPU-1")), "device_uuid"),
-        (changed(&|body| body["version"] = json!(0)), "version"),
+        (changed(&|body| body["version"] = json!(-1)), "version"),
         (changed(&|body| body["extra"] = json!(0)), "extra"),
     ] {
         let (status, reply) = post(&socket, "/v1/policy/ipc", &body).await;

@@ -14,15 +14,14 @@ mod simd;
 mod threads;
 mod weight;
 
-use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use super::{
     Backend, Element, HeadShape, Matrix, NO_COUNTS, NO_SLOT, NO_TOKEN, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
-    SegmentAttention, SharedCheck, SharedTensor, Span, Store, TokenSource,
+    SegmentAttention, Span, Store, TokenSource,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 pub use math::Float;
 pub use simd::Isa;
 use threads::Threads;
@@ -61,7 +60,6 @@ impl<T: Float> Backend for Cpu<T> {
     type Kv = kv::Kv;
     type AttentionPlan = attention::Plan;
     type Ticket = Vec<Sampled>;
-    type Shared = Infallible;
 
     fn name(&self) -> String {
         format!("cpu ({}, {}, {} threads)", T::NAME, self.isa.name(), self.threads.count())
@@ -77,22 +75,6 @@ impl<T: Float> Backend for Cpu<T> {
 
     fn rewrite_weight(&self, weight: &mut Weight, first_row: usize, rows: Matrix<'_>) {
         weight.rewrite::<T>(&self.threads, first_row, &rows);
-    }
-
-    fn open_shared(&self, _device_uuid: &[u8; 16], _tensors: &[SharedTensor]) -> Result<Infallible> {
-        Err(Error::invalid_code("device_uuid", "unsupported_parameter", "this server runs on the CPU; CUDA IPC needs its GPU"))
-    }
-
-    fn check_shared(&self, shared: &Infallible, _rounds: &[bool]) -> Vec<SharedCheck> {
-        match *shared {}
-    }
-
-    fn rewrite_shared(&self, _weight: &mut Weight, _first_row: usize, _rows: usize, shared: &Infallible, _index: usize) {
-        match *shared {}
-    }
-
-    fn read_shared(&self, shared: &Infallible, _index: usize) -> Vec<f32> {
-        match *shared {}
     }
 
     fn copy_weight(&self, from: &Weight, to: &mut Weight) {

@@ -1,6 +1,6 @@
 //! A step's attention as lists of work: which rows walk which keys together, and which rows are put together from chunks.
 //!
-//! `kernels/CONTRACT.md` says what the kernels read. Rows of one group share the chunks of their prompt. Where single rows are enough to
+//! `kernels/CONTRACT.md` says what the kernels read. Rows of one prompt that is being computed go in tiles (the wide walk). Rows of one group share the chunks of their prompt. Where single rows are enough to
 //! fill the device, each walks its own keys in one go, from the partials of its prompt; those that would leave a last round of blocks half
 //! empty, and all rows of small steps, are split into chunks that any block can take. How a row is cut up never shows in its bits.
 
@@ -15,9 +15,10 @@ use crate::error::Result;
 /// Query heads of a wide item and of a narrow one: rows × heads that share a key head.
 const WIDE: usize = 64;
 const NARROW: usize = 16;
-/// Blocks of the narrow walk that a multiprocessor holds at a time, and of the wide one.
+/// Blocks of each walk that a multiprocessor holds at a time.
 pub const NARROW_BLOCKS: usize = 2;
 pub const WIDE_BLOCKS: usize = 2;
+pub const PROMPT_BLOCKS: usize = 3;
 /// Share of all rounds of blocks that rows fill when none is split.
 const FULL_ROUNDS: f64 = 0.9;
 /// Chunks of rows that may be split in one step; what exceeds them is not split.
@@ -65,6 +66,7 @@ impl Element for Entry {}
 pub struct Plan {
     pub counts: Buf<u32>,
     pub wide: Buf<Item>,
+    pub prompts: Buf<Item>,
     pub narrow: Buf<Item>,
     pub entries: Buf<Entry>,
     pub tables: Buf<u32>,
@@ -83,6 +85,7 @@ impl Plan {
         Ok(Plan {
             counts: Buf::new(device, 4)?,
             wide: Buf::new(device, most)?,
+            prompts: Buf::new(device, most)?,
             narrow: Buf::new(device, most)?,
             entries: Buf::new(device, most)?,
             tables: Buf::new(device, max_table)?,
@@ -96,16 +99,24 @@ impl Plan {
     pub fn set(&mut self, uploads: &Uploads, spans: &[Span], tables: &[u32]) {
         self.lists.plan(spans);
         let lists = &self.lists;
-        let counts = [lists.wide.len(), lists.narrow.len(), 0, 0].map(|n| n as u32);
+        // Rows that have keys of their own read prompts of earlier steps.
+        let prompts_are_old = spans.iter().all(|span| span.own_keys > 0);
+        let counts = [lists.wide.len(), lists.narrow.len(), lists.prompts.len(), prompts_are_old.into()].map(|n| n as u32);
         send(uploads, &counts, &self.counts);
         send(uploads, &lists.wide, &self.wide);
+        send(uploads, &lists.prompts, &self.prompts);
         send(uploads, &lists.narrow, &self.narrow);
         send(uploads, &lists.entries, &self.entries);
         send(uploads, tables, &self.tables);
     }
 
-    /// Whether a decode step of so many rows can have wide items.
-    pub fn may_be_wide(&self, rows: usize) -> bool {
+    /// Whether this step has wide items; the same for all steps of single rows.
+    pub fn is_wide(&self) -> bool {
+        self.lists.shared > NARROW || !self.lists.wide.is_empty()
+    }
+
+    /// Whether a step of so many rows can have rows that walk a prompt together.
+    pub fn may_share_prompts(&self, rows: usize) -> bool {
         rows * self.lists.shared > NARROW
     }
 }
@@ -124,6 +135,7 @@ pub fn padded_dim(head_dim: usize) -> usize {
 #[derive(Debug, Default)]
 struct Lists {
     wide: Vec<Item>,
+    prompts: Vec<Item>,
     narrow: Vec<Item>,
     entries: Vec<Entry>,
     /// Query heads of a key head.
@@ -143,6 +155,7 @@ impl Lists {
 
     fn plan(&mut self, spans: &[Span]) {
         self.wide.clear();
+        self.prompts.clear();
         self.narrow.clear();
         self.entries.clear();
         let mut singles: Vec<&Span> = Vec::with_capacity(spans.len());
@@ -160,7 +173,7 @@ impl Lists {
             false => items / self.blocks * self.blocks / self.num_kv_heads,
         };
         self.singles(&singles, in_one_go);
-        for list in [&mut self.wide, &mut self.narrow] {
+        for list in [&mut self.wide, &mut self.prompts, &mut self.narrow] {
             // Blocks take items in turn: long ones first, so that short ones fill the end.
             list.sort_by_key(|item| std::cmp::Reverse((item.prompt_keys + item.own_keys).div_ceil(64)));
         }
@@ -186,7 +199,7 @@ impl Lists {
         for (i, span) in singles.iter().enumerate() {
             let (prompt, own) = (chunks(span.prompt_keys), chunks(span.own_keys));
             let whole = i < in_one_go;
-            // Prompts of few rows would be walked by the launch that waits for them.
+            // Prompts of few rows are not worth a walk of their own.
             let few = narrow_rows == 0 || by_prompt[&(span.prompt_table, span.prompt_keys)].1 <= narrow_rows;
             let wanted = if whole { prompt } else { prompt + own };
             if prompt + own == 1 || (whole && (few || own == 0)) || partials + wanted > self.max_partials {
@@ -228,9 +241,9 @@ impl Lists {
                 let item = Item { prompt_table: span.prompt_table + (c * CHUNK_BLOCKS) as u32, prompt_keys: keys, ..Default::default() };
                 for tile in rows.chunks(WIDE / self.shared) {
                     let entries = tile.iter().map(|row| Entry { prompt_keys: keys, partial: row.first_partial + c as u32, ..*row });
-                    // What the narrow walk goes on from is there before it: the wide one comes first.
-                    match tile.iter().any(|row| row.counter == NOBODY) {
-                        true => self.push_wide(item, entries),
+                    // What the narrow walk goes on from must be there before it.
+                    match tile.len() * self.shared > NARROW || tile.iter().any(|row| row.counter == NOBODY) {
+                        true => self.push_prompt(item, entries),
                         false => self.push(item, entries),
                     }
                 }
@@ -272,9 +285,9 @@ impl Lists {
         }
     }
 
-    fn push_wide(&mut self, item: Item, entries: impl Iterator<Item = Entry>) {
+    fn push_prompt(&mut self, item: Item, entries: impl Iterator<Item = Entry>) {
         let item = self.with_entries(item, entries);
-        self.wide.push(item);
+        self.prompts.push(item);
     }
 
     fn with_entries(&mut self, item: Item, entries: impl Iterator<Item = Entry>) -> Item {
@@ -314,8 +327,8 @@ mod tests {
     fn walked(lists: &Lists) -> Vec<(u32, bool, u32)> {
         let mut all = Vec::new();
         let mut partials: HashMap<u32, u32> = HashMap::new();
-        let wide = lists.wide.len();
-        for (i, item) in lists.wide.iter().chain(&lists.narrow).enumerate() {
+        let wide = lists.wide.len() + lists.prompts.len();
+        for (i, item) in lists.wide.iter().chain(&lists.prompts).chain(&lists.narrow).enumerate() {
             assert!(item.prompt_keys + item.own_keys > 0);
             assert!(i >= wide || item.num_entries as usize * lists.shared <= WIDE);
             assert!(i < wide || item.num_entries as usize * lists.shared <= NARROW);
@@ -378,8 +391,8 @@ mod tests {
     fn a_group_walks_its_prompt_together() {
         let spans: Vec<Span> = (0..8).map(|row| decode(row, 0, 512, 300)).collect();
         let lists = plan(&spans, 1000, 264);
-        assert_eq!((lists.wide.len(), lists.narrow.len()), (2, 16));
-        assert_eq!(lists.wide[0].num_entries, 8);
+        assert_eq!((lists.wide.len(), lists.prompts.len(), lists.narrow.len()), (0, 2, 16));
+        assert_eq!(lists.prompts[0].num_entries, 8);
         assert!(lists.entries.iter().all(|e| e.num_partials == 4));
         let mut counters: Vec<u32> = lists.entries.iter().map(|e| e.counter).collect();
         counters.sort_unstable();
@@ -392,7 +405,7 @@ mod tests {
         let spans: Vec<Span> = (0..24).map(|row| decode(row, row / 8 * 50, 512, 300 + row)).collect();
         let lists = plan(&spans, 1000, 20);
         // Two rounds of ten rows in one go, the four shortest rows in two chunks each.
-        assert_eq!((lists.wide.len(), lists.narrow.len()), (6, 20 + 8));
+        assert_eq!((lists.wide.len(), lists.prompts.len(), lists.narrow.len()), (0, 6, 20 + 8));
         let own = |item: &&Item| lists.entries[item.first_entry as usize].partial == DIRECT;
         let whole: Vec<u32> = lists.narrow.iter().filter(own).map(|item| item.own_keys).collect();
         assert_eq!(whole.iter().min(), Some(&304));

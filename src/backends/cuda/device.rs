@@ -193,10 +193,15 @@ impl Device {
     }
 
     /// Launches a kernel. The arguments match its signature, their buffers outlive the stream's work on them.
-    pub fn launch(&self, kernel: Kernel, grid: [usize; 3], block: usize, shared: usize, mut args: Args) {
-        if grid.contains(&0) {
-            return;
+    pub fn launch(&self, kernel: Kernel, grid: [usize; 3], block: usize, shared: usize, args: Args) {
+        if !grid.contains(&0) {
+            self.launch_on(self.stream, kernel, grid, block, shared, args);
+            self.launched(|| kernel.name.to_owned());
         }
+    }
+
+    /// As [`Device::launch`], beside the device's own stream.
+    pub fn launch_on(&self, stream: sys::CUstream, kernel: Kernel, grid: [usize; 3], block: usize, shared: usize, mut args: Args) {
         self.bind();
         let [x, y, z] = grid.map(|g| g as u32);
         let mut pointers: [*mut c_void; Args::MAX] = [std::ptr::null_mut(); Args::MAX];
@@ -218,7 +223,7 @@ impl Device {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: shared as u32,
-            hStream: self.stream,
+            hStream: stream,
             attrs: &mut attribute,
             numAttrs: u32::from(early),
         };
@@ -227,7 +232,6 @@ impl Device {
         if let Err(e) = launched {
             panic!("launching {} on a grid of {grid:?} with {block} threads and {shared} bytes: {e}", kernel.name);
         }
-        self.launched(|| kernel.name.to_owned());
     }
 }
 
@@ -258,6 +262,7 @@ pub struct Kernel {
 
 // Safety: a handle of the context, which is not tied to a thread.
 unsafe impl Send for Kernel {}
+unsafe impl Sync for Kernel {}
 
 /// Arguments of a launch in the order of the kernel's signature.
 #[derive(Default)]

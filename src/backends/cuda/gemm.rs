@@ -3,7 +3,7 @@
 //! Which algorithm is fastest depends on the number of rows, so there is a choice for each power of two. An algorithm is admitted
 //! only if its rows have the bits of the reference algorithm's; that is tried on random inputs when a weight of a new shape is
 //! loaded. Nothing is timed then: `kernels/gemm.tsv` says which algorithm was fastest among the admitted when the table was made, by
-//! `grouper kernels tune`; where it has no row, cublasLt's own order decides.
+//! `grouper kernels tune`; where it has no row, cublasLt's own order decides. A few rows go to a kernel of our own, admitted likewise.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -14,7 +14,9 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::device::{Buf, Device, check as check_cuda};
+use super::few::{self, Few};
 use super::gemm_table::{Algorithm, Row, Table};
+use super::kernels::Kernels;
 use super::libs;
 use super::staging::Uploads;
 use super::weight::Weight;
@@ -38,6 +40,7 @@ const TIMED_BYTES: usize = 256 << 20;
 
 pub struct Gemm {
     device: Arc<Device>,
+    few: Few,
     handle: sys::cublasLtHandle_t,
     preference: sys::cublasLtMatmulPreference_t,
     plain: sys::cublasLtMatmulDesc_t,
@@ -58,6 +61,8 @@ struct Plan {
     /// By bucket, without and with a bias.
     algorithms: [Vec<sys::cublasLtMatmulAlgo_t>; 2],
     choices: Vec<Choice>,
+    /// Rows up to which our own kernel has the reference's bits; 0: none.
+    few: usize,
 }
 
 /// What was admitted for a bucket, for reports.
@@ -80,18 +85,18 @@ struct Layouts {
 
 /// Operands of a call: addresses, and whether the product is added.
 #[derive(Clone, Copy)]
-struct Call {
-    w: u64,
-    x: u64,
-    bias: Option<u64>,
-    out: u64,
-    rows: usize,
-    add: bool,
+pub struct Call {
+    pub w: u64,
+    pub x: u64,
+    pub bias: Option<u64>,
+    pub out: u64,
+    pub rows: usize,
+    pub add: bool,
 }
 
 impl Gemm {
     /// `tune`: time what is admitted and take the fastest.
-    pub fn new(device: &Arc<Device>, tune: bool) -> Result<Self> {
+    pub fn new(device: &Arc<Device>, kernels: &Kernels, tune: bool) -> Result<Self> {
         libs::require_cublaslt()?;
         device.bind();
         let failed = |e: lt::CublasError| Error::Setup(format!("cublasLt does not start: {e}"));
@@ -121,6 +126,7 @@ impl Gemm {
         }
         Ok(Gemm {
             device: device.clone(),
+            few: Few::new(device, kernels),
             handle,
             preference,
             plain: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT)?,
@@ -143,9 +149,12 @@ impl Gemm {
         }
         let plans = self.plans.borrow();
         let plan = &plans[w.plan];
+        let call = Call { w: w.ptr(), x, bias, out, rows, add };
+        if bias.is_none() && rows <= plan.few {
+            return self.few.launch(w, &call);
+        }
         let algorithms = &plan.algorithms[usize::from(bias.is_some())];
         let algorithm = &algorithms[bucket(rows).min(algorithms.len() - 1)];
-        let call = Call { w: w.ptr(), x, bias, out, rows, add };
         if let Err(e) = self.launch(&plan.layouts, call, algorithm) {
             panic!("a GEMM of {rows} rows by [{}, {}]: {e}", plan.n, plan.k);
         }
@@ -211,7 +220,7 @@ impl Gemm {
         let layouts = Layouts::new(w).map_err(failed)?;
         let largest = MAX_BUCKET.min((MAX_TRIAL / w.n).max(1).next_power_of_two() / 2).max(TRIAL_ROWS);
         let trial = Trial::new(&self.device, uploads, w, largest)?;
-        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms: [Vec::new(), Vec::new()], choices: Vec::new() };
+        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms: [Vec::new(), Vec::new()], choices: Vec::new(), few: 0 };
         for bias in [false, true] {
             let bias_at = bias.then(|| trial.bias.ptr());
             let call = |rows| Call { w: w.ptr(), x: trial.x.ptr(), bias: bias_at, out: trial.out.ptr(), rows, add: false };
@@ -221,6 +230,13 @@ impl Gemm {
                 })?;
             self.launch(&plan.layouts, call(TRIAL_ROWS), &reference).map_err(failed)?;
             let expected = trial.read(0, TRIAL_ROWS, w.n);
+            if !bias {
+                let admits = |rows: &usize| {
+                    self.few.launch(w, &call(*rows));
+                    (0..*rows).all(|row| trial.row_agrees(row, w.n, &expected))
+                };
+                plan.few = (1..=few::MAX_ROWS).take_while(|rows| self.few.takes(w, *rows)).take_while(admits).last().unwrap_or(0);
+            }
             for rows in (0..).map(|bucket| 1usize << bucket).take_while(|rows| *rows <= largest) {
                 let place = Row { n: w.n, k: w.k, rows, bias, algorithm: Algorithm(reference.data) };
                 let known = if self.tune { None } else { self.table.find(&place) };
@@ -320,6 +336,11 @@ impl Gemm {
             r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && r.workspaceSize == 0 && splits(&r.algo) <= 1
         };
         Ok(results[..found as usize].iter().filter(usable).map(|r| r.algo).collect())
+    }
+
+    /// Shapes `[n, k]` so far, and up to how many rows our own kernel takes of them.
+    pub fn few(&self) -> Vec<([usize; 2], usize)> {
+        self.plans.borrow().iter().map(|plan| ([plan.n, plan.k], plan.few)).collect()
     }
 
     /// What was admitted so far.
@@ -426,9 +447,11 @@ impl Trial {
 
     /// Whether first, middle and last row have the bits of the reference's.
     fn rows_agree(&self, rows: usize, n: usize, expected: &[f32]) -> bool {
-        [0, rows / 2, rows - 1].into_iter().all(|row| {
-            let expected = &expected[row % TRIAL_ROWS * n..][..n];
-            self.read(row, 1, n).iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits())
-        })
+        [0, rows / 2, rows - 1].into_iter().all(|row| self.row_agrees(row, n, expected))
+    }
+
+    fn row_agrees(&self, row: usize, n: usize, expected: &[f32]) -> bool {
+        let expected = &expected[row % TRIAL_ROWS * n..][..n];
+        self.read(row, 1, n).iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits())
     }
 }

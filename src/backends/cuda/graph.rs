@@ -8,6 +8,26 @@ use cudarc::driver::{result, sys};
 
 use super::device::{Device, check};
 
+/// Rows up to which steps are padded to a power of two, and whose multiples they are padded to above.
+const FINE: usize = 64;
+/// Rows above which a larger multiple is enough, so that graphs stay few.
+const MANY: usize = 1024;
+const COARSE: usize = 256;
+
+/// Rows to which a decode step is padded.
+pub fn padded(rows: usize) -> usize {
+    match (rows <= FINE, rows <= MANY) {
+        (true, _) => rows.next_power_of_two(),
+        (_, true) => rows.next_multiple_of(FINE),
+        _ => rows.next_multiple_of(COARSE),
+    }
+}
+
+/// What steps of at most `most` rows are padded to, ascending.
+pub fn buckets(most: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1), |rows| Some(padded(rows + 1))).take_while(move |rows| *rows <= padded(most))
+}
+
 pub struct Graphs {
     device: Arc<Device>,
     steps: RefCell<HashMap<u64, Step>>,
@@ -73,6 +93,11 @@ impl Graphs {
         }
     }
 
+    /// Whether steps are captured at all.
+    pub fn enabled(&self) -> bool {
+        self.enabled && self.device.timeline().is_none()
+    }
+
     /// Drops all captures: their steps are captured anew when they come again.
     pub fn forget(&self) {
         self.device.bind();
@@ -93,5 +118,22 @@ impl Graphs {
 impl Drop for Graphs {
     fn drop(&mut self) {
         self.forget();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_padded_to_few_sizes_and_by_little() {
+        assert_eq!(buckets(1).collect::<Vec<_>>(), [1]);
+        assert_eq!(buckets(512).collect::<Vec<_>>(), [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512]);
+        assert_eq!(buckets(2048).count(), 7 + 15 + 4);
+        let all: Vec<usize> = buckets(3000).collect();
+        for rows in 1..=3000 {
+            assert_eq!(all.iter().find(|bucket| **bucket >= rows), Some(&padded(rows)), "{rows} rows");
+            assert_eq!(buckets(rows).last(), Some(padded(rows)));
+        }
     }
 }

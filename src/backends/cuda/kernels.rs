@@ -56,18 +56,24 @@ const SOURCES: &[Source] = &[
             "attention_narrow_128",
         ],
     },
+    Source {
+        name: "prompt_attention.cu",
+        text: include_str!("../../../kernels/prompt_attention.cu"),
+        kernels: &["prompt_attention_16", "prompt_attention_32", "prompt_attention_64", "prompt_attention_128"],
+    },
+    Source { name: "gemm_few.cu", text: include_str!("../../../kernels/gemm_few.cu"), kernels: &["gemm_few_2", "gemm_few_3", "gemm_few_7"] },
     Source { name: "segment_attention.cu", text: include_str!("../../../kernels/segment_attention.cu"), kernels: SEGMENT_ATTENTION },
     Source { name: "sample.cu", text: include_str!("../../../kernels/sample.cu"), kernels: &["sample_parts", "sample", "reset_slot"] },
     Source { name: "weights.cu", text: include_str!("../../../kernels/weights.cu"), kernels: &["check_weight", "store_weight"] },
 ];
 
-/// The walks for heads of a padded width: many rows a block, few rows a block.
-pub fn attention_names(padded_dim: usize) -> [&'static str; 2] {
+/// The walks for heads of a padded width: many rows a block, a prompt's chunk for many rows, few rows a block.
+pub fn attention_names(padded_dim: usize) -> [&'static str; 3] {
     match padded_dim {
-        16 => ["attention_wide_16", "attention_narrow_16"],
-        32 => ["attention_wide_32", "attention_narrow_32"],
-        64 => ["attention_wide_64", "attention_narrow_64"],
-        128 => ["attention_wide_128", "attention_narrow_128"],
+        16 => ["attention_wide_16", "prompt_attention_16", "attention_narrow_16"],
+        32 => ["attention_wide_32", "prompt_attention_32", "attention_narrow_32"],
+        64 => ["attention_wide_64", "prompt_attention_64", "attention_narrow_64"],
+        128 => ["attention_wide_128", "prompt_attention_128", "attention_narrow_128"],
         other => panic!("no attention kernel for heads of {other}"),
     }
 }
@@ -79,6 +85,11 @@ pub fn wide_shared(padded_dim: usize) -> usize {
 
 pub fn narrow_shared(padded_dim: usize) -> usize {
     walk_shared(padded_dim, 16, 3)
+}
+
+/// Keys of two tiles, values of one, and a word an entry.
+pub fn prompt_shared(padded_dim: usize) -> usize {
+    3 * 64 * shared_row(padded_dim, padded_dim >= 64) + 4 * 64
 }
 
 fn walk_shared(padded_dim: usize, rows: usize, stages: usize) -> usize {

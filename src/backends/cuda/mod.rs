@@ -7,6 +7,7 @@
 
 mod attention;
 mod device;
+mod few;
 mod gemm;
 mod gemm_table;
 mod graph;
@@ -24,8 +25,8 @@ use cudarc::driver::result;
 use half::bf16;
 
 use super::{
-    Backend, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled, SamplerState,
-    SegmentAttention, SharedCheck, SharedTensor, Span, Store, TokenSource,
+    Backend, DeviceValues, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled,
+    SamplerState, SegmentAttention, SharedDoor, Span, Store, TokenSource,
 };
 use crate::backends::BLOCK_SIZE;
 use crate::error::Result;
@@ -36,7 +37,7 @@ pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;
 use kernels::Kernels;
-use shared::Shared;
+use shared::Door;
 use staging::{Collected, Downloads, Ticket, Uploads};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
@@ -55,8 +56,6 @@ const RESET_TOKENS: usize = 1 << 20;
 /// Bytes that one block of `deliver` takes at a time, and blocks that are worth it.
 const DELIVERED: usize = 4096;
 const MAX_DELIVERING: usize = 128;
-/// Rows from which a step is padded to a multiple, not to a power of two.
-const LARGEST_BUCKET: usize = 1024;
 
 pub struct Cuda {
     gemm: Gemm,
@@ -66,8 +65,6 @@ pub struct Cuda {
     downloads: Downloads,
     sample_scratch: Buf<u32>,
     reset_tokens: Buf<u32>,
-    /// What checks of shared tensors find.
-    checks: Buf<u32>,
     device: Arc<Device>,
 }
 
@@ -107,8 +104,8 @@ impl Cuda {
 
     fn open(ordinal: usize, graphs: bool, timed: bool, tune: bool) -> Result<Self> {
         let device = Device::open(ordinal, timed)?;
-        let gemm = Gemm::new(&device, tune)?;
         let kernels = Kernels::load(&device)?;
+        let gemm = Gemm::new(&device, &kernels, tune)?;
         Ok(Cuda {
             gemm,
             graphs: Graphs::new(&device, graphs),
@@ -117,7 +114,6 @@ impl Cuda {
             downloads: Downloads::new(&device),
             sample_scratch: Buf::new(&device, SAMPLE_SCRATCH / 4)?,
             reset_tokens: Buf::new(&device, RESET_TOKENS)?,
-            checks: Buf::new(&device, 4 * shared::CHECKS)?,
             device,
         })
     }
@@ -130,6 +126,25 @@ impl Cuda {
     /// What cublasLt was found to compute with equal bits, by shape and rows.
     pub fn gemm_choices(&self) -> Vec<Choice> {
         self.gemm.choices()
+    }
+
+    /// Shapes `[n, k]` of weights, and up to how many rows of a product our own kernel was found to compute with equal bits.
+    pub fn gemm_few(&self) -> Vec<([usize; 2], usize)> {
+        self.gemm.few()
+    }
+
+    /// Milliseconds that the device needs for what `launches` asks of it.
+    pub fn time(&self, launches: impl FnOnce()) -> f64 {
+        f64::from(self.device.time(launches).1)
+    }
+
+    /// Copies values within the device, in the order of the stream.
+    pub fn copy<T: Element>(&self, from: &Buf<T>, to: &mut Buf<T>) {
+        assert_eq!(from.len(), to.len(), "a copy of another length");
+        self.device.bind();
+        // Safety: both are live and of equal size.
+        let copied = unsafe { result::memcpy_dtod_async(to.ptr(), from.ptr(), size_of::<T>() * from.len(), self.device.stream()) };
+        check("copying on the device", copied);
     }
 
     /// Steps that are replayed so far.
@@ -165,7 +180,6 @@ impl Backend for Cuda {
     type Kv = Kv;
     type AttentionPlan = Plan;
     type Ticket = Ticket;
-    type Shared = Shared;
 
     fn name(&self) -> String {
         let device = &self.device;
@@ -191,20 +205,12 @@ impl Backend for Cuda {
         weight.write(&self.uploads, first_row, &rows);
     }
 
-    fn open_shared(&self, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Shared> {
-        Shared::open(&self.device, device_uuid, tensors)
+    fn shared_door(&self) -> Result<Option<Arc<dyn SharedDoor>>> {
+        Ok(Some(Arc::new(Door::new(&self.device, self.kernels.get("check_weight"))?)))
     }
 
-    fn check_shared(&self, shared: &Shared, rounds: &[bool]) -> Vec<SharedCheck> {
-        self.check(shared, rounds)
-    }
-
-    fn rewrite_shared(&self, weight: &mut Weight, first_row: usize, rows: usize, shared: &Shared, index: usize) {
-        self.store(weight, first_row, rows, shared, index);
-    }
-
-    fn read_shared(&self, shared: &Shared, index: usize) -> Vec<f32> {
-        self.read(shared, index)
+    fn rewrite_shared(&self, weight: &mut Weight, first_row: usize, rows: usize, values: DeviceValues) {
+        self.store(weight, first_row, rows, values);
     }
 
     fn copy_weight(&self, from: &Weight, to: &mut Weight) {
@@ -261,9 +267,13 @@ impl Backend for Cuda {
     }
 
     fn step_rows(&self, rows: usize) -> usize {
-        match rows <= LARGEST_BUCKET {
-            true => rows.next_power_of_two(),
-            false => rows.next_multiple_of(LARGEST_BUCKET),
+        graph::padded(rows)
+    }
+
+    fn captured_rows(&self, most: usize) -> Vec<usize> {
+        match self.graphs.enabled() {
+            true => graph::buckets(most).collect(),
+            false => Vec::new(),
         }
     }
 
@@ -313,20 +323,24 @@ impl Backend for Cuda {
     fn attention(&self, q: &Buf<bf16>, kv: &Kv, plan: &Plan, shape: HeadShape, rows: usize, out: &mut Buf<bf16>) {
         check_width(shape.q_width());
         let dim = padded_dim(shape.head_dim);
-        let [wide, narrow] = kernels::attention_names(dim);
+        let [wide, prompts, narrow] = kernels::attention_names(dim);
         let processors = self.device.multiprocessors();
-        let after_wide = plan.may_be_wide(rows);
-        let walk = |name: &str, items: u64, blocks: usize, shared: usize, after_wide: bool| {
+        let args = |items: u64| {
             let lists = Args::default().buf(q).buf(&kv.0).buf(&plan.counts).ptr(items).buf(&plan.entries).buf(&plan.tables);
             let shape_args = lists.int(shape.num_heads).int(shape.num_kv_heads).int(shape.head_dim).float(scale(shape));
-            let args = shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished).word(after_wide.into());
-            self.launch(name, [processors * blocks, 1, 1], 128, shared, args);
+            shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished)
         };
-        // The narrow walk goes on from what the wide one leaves, and begins beside it.
-        if after_wide {
-            walk(wide, plan.wide.ptr(), attention::WIDE_BLOCKS, kernels::wide_shared(dim), false);
+        if plan.is_wide() {
+            let grid = [processors * attention::WIDE_BLOCKS, 1, 1];
+            self.launch(wide, grid, 128, kernels::wide_shared(dim), args(plan.wide.ptr()).word(0));
         }
-        walk(narrow, plan.narrow.ptr(), attention::NARROW_BLOCKS, kernels::narrow_shared(dim), after_wide);
+        // The narrow walk goes on from what is left for prompts, and begins beside that.
+        let shares_prompts = plan.may_share_prompts(rows);
+        if shares_prompts {
+            self.launch(prompts, [processors * attention::PROMPT_BLOCKS, 1, 1], 128, kernels::prompt_shared(dim), args(plan.prompts.ptr()));
+        }
+        let grid = [processors * attention::NARROW_BLOCKS, 1, 1];
+        self.launch(narrow, grid, 128, kernels::narrow_shared(dim), args(plan.narrow.ptr()).word(shares_prompts.into()));
     }
 
     fn silu_mul(&self, gate_up: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {

@@ -1,37 +1,72 @@
-//! Weights in another process's memory on the same device, by CUDA IPC: opened, checked and copied there, then closed.
+//! Weights in another process's memory on the same device, by CUDA IPC: opened and checked beside the engine's work, on a stream of their
+//! own; closed when nothing is copied from them any more.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
 use super::Cuda;
-use super::device::{Args, Device, check};
+use super::device::{Args, Buf, Device, Kernel, check};
 use super::weight::Weight;
-use crate::backends::{FloatType, SharedCheck, SharedTensor};
+use crate::backends::{DeviceValues, FloatType, SharedCheck, SharedDoor, SharedMemory, SharedTensor};
 use crate::error::{Error, Result};
 
 /// Blocks of a check: enough to fill any device.
 const CHECK_BLOCKS: usize = 2048;
 /// Tensors whose checks come back at once.
-pub const CHECKS: usize = 1024;
+const CHECKS: usize = 1024;
 
-/// Open memory of another process. Dropping it closes.
-pub struct Shared {
+/// What opens memory on one device.
+pub struct Door {
     device: Arc<Device>,
-    opened: HashMap<[u8; 64], u64>,
-    tensors: Vec<(u64, FloatType, usize)>,
+    stream: sys::CUstream,
+    check: Kernel,
+    /// What a check finds.
+    found: Mutex<Buf<u32>>,
 }
 
-impl Shared {
-    pub fn open(device: &Arc<Device>, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Self> {
-        device.bind();
-        let own = device.uuid();
+// Safety: as for `Device`.
+unsafe impl Send for Door {}
+unsafe impl Sync for Door {}
+
+impl Door {
+    pub fn new(device: &Arc<Device>, check_weight: Kernel) -> Result<Self> {
+        let found = Mutex::new(Buf::new(device, 4 * CHECKS)?);
+        // Zeroed on the engine's stream, and from then on used on this one.
+        device.synchronize();
+        let stream = check("creating a stream", result::stream::create(result::stream::StreamKind::NonBlocking));
+        Ok(Door { device: device.clone(), stream, check: check_weight, found })
+    }
+
+    /// Copies from the device and waits for it.
+    fn download<T>(&self, src: u64, to: &mut [T]) {
+        self.device.bind();
+        // Safety: callers name memory that holds as many plain values.
+        unsafe {
+            check("reading from the device", result::memcpy_dtoh_async(to, src, self.stream));
+            check("waiting for the device", result::stream::synchronize(self.stream));
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.device.bind();
+        // Safety: every use waits for its own work.
+        let _ = unsafe { result::stream::destroy(self.stream) };
+    }
+}
+
+impl SharedDoor for Door {
+    fn open(self: Arc<Self>, device_uuid: &[u8; 16], tensors: &[SharedTensor]) -> Result<Box<dyn SharedMemory>> {
+        self.device.bind();
+        let own = self.device.uuid();
         if own != *device_uuid {
             let hex = |uuid: &[u8; 16]| uuid.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
             return Err(Error::invalid("device_uuid", format!("{} is another device: this server is on {}", hex(device_uuid), hex(&own))));
         }
-        let mut shared = Shared { device: device.clone(), opened: HashMap::new(), tensors: Vec::with_capacity(tensors.len()) };
+        let mut shared = Shared { door: self, opened: HashMap::new(), tensors: Vec::with_capacity(tensors.len()) };
         for (i, tensor) in tensors.iter().enumerate() {
             let refused =
                 |what: &str, e: DriverError| Error::invalid_code(format!("tensors[{i}].handle"), "ipc_failed", format!("{what}: {e}"));
@@ -52,9 +87,9 @@ impl Shared {
             if !tensor.offset.is_multiple_of(tensor.dtype.bytes()) {
                 return Err(Error::invalid(format!("tensors[{i}].offset"), format!("{} is not aligned to its type", tensor.offset)));
             }
-            shared.tensors.push((base + tensor.offset as u64, tensor.dtype, tensor.len));
+            shared.tensors.push(DeviceValues { address: base + tensor.offset as u64, dtype: tensor.dtype, len: tensor.len });
         }
-        Ok(shared)
+        Ok(Box::new(shared))
     }
 }
 
@@ -75,11 +110,58 @@ fn size_from(address: u64) -> Result<usize, DriverError> {
     Ok(size - (address - start) as usize)
 }
 
+/// Open memory of another process.
+struct Shared {
+    door: Arc<Door>,
+    opened: HashMap<[u8; 64], u64>,
+    tensors: Vec<DeviceValues>,
+}
+
+impl SharedMemory for Shared {
+    fn check(&self, rounds: &[bool]) -> Vec<SharedCheck> {
+        let Door { device, stream, check: check_weight, found } = &*self.door;
+        let found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checks = Vec::with_capacity(self.tensors.len());
+        for (tensors, rounds) in self.tensors.chunks(CHECKS).zip(rounds.chunks(CHECKS)) {
+            device.bind();
+            // Safety: memory of this size.
+            check("zeroing memory", unsafe { result::memset_d8_async(found.ptr(), 0, CHECKS * 16, *stream) });
+            for (i, (values, rounds)) in tensors.iter().zip(rounds).enumerate() {
+                let grid = [values.len.div_ceil(super::BLOCK).min(CHECK_BLOCKS), 1, 1];
+                let args = Args::default().ptr(values.address).word(type_number(values.dtype)).int(values.len).word(u32::from(*rounds));
+                device.launch_on(*stream, *check_weight, grid, super::BLOCK, 0, args.ptr(found.at(4 * i)));
+            }
+            let mut words = vec![0u32; 4 * tensors.len()];
+            self.door.download(found.ptr(), &mut words);
+            checks.extend(words.chunks_exact(4).map(|words| SharedCheck {
+                finite: words[0] == 0 && words[1] == 0,
+                checksum: u64::from(words[2]) | u64::from(words[3]) << 32,
+            }));
+        }
+        checks
+    }
+
+    fn read(&self, index: usize) -> Vec<f32> {
+        let DeviceValues { address, dtype, len } = self.tensors[index];
+        let mut bytes = vec![0u8; len * dtype.bytes()];
+        self.door.download(address, &mut bytes);
+        match dtype {
+            FloatType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            FloatType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            FloatType::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        }
+    }
+
+    fn values(&self, index: usize) -> DeviceValues {
+        self.tensors[index]
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.device.synchronize();
+        self.door.device.bind();
         for base in self.opened.values() {
-            // Safety: opened once, and nothing reads it any more.
+            // Safety: opened once; whoever copied from it has waited for the copies.
             if let Err(e) = unsafe { sys::cuIpcCloseMemHandle(*base) }.result() {
                 tracing::warn!("closing another process's memory: {e}");
             }
@@ -96,52 +178,18 @@ fn type_number(dtype: FloatType) -> u32 {
 }
 
 impl Cuda {
-    /// `rounds[i]`: whether tensor `i` is rounded to bf16.
-    pub(super) fn check(&self, shared: &Shared, rounds: &[bool]) -> Vec<SharedCheck> {
-        let mut checks = Vec::with_capacity(shared.tensors.len());
-        for (tensors, rounds) in shared.tensors.chunks(CHECKS).zip(rounds.chunks(CHECKS)) {
-            self.device.zero(self.checks.ptr(), CHECKS * 16);
-            for (i, ((ptr, dtype, len), rounds)) in tensors.iter().zip(rounds).enumerate() {
-                let args = Args::default().ptr(*ptr).word(type_number(*dtype)).int(*len).word(u32::from(*rounds));
-                self.launch_1d("check_weight", len.div_ceil(super::BLOCK).min(CHECK_BLOCKS), args.ptr(self.checks.at(4 * i)));
-            }
-            let mut words = vec![0u32; 4 * tensors.len()];
-            self.device.synchronize();
-            // Safety: the buffer holds at least these words.
-            check("reading what a check found", unsafe { result::memcpy_dtoh_sync(&mut words, self.checks.ptr()) });
-            checks.extend(words.chunks_exact(4).map(|words| SharedCheck {
-                finite: words[0] == 0 && words[1] == 0,
-                checksum: u64::from(words[2]) | u64::from(words[3]) << 32,
-            }));
-        }
-        checks
-    }
-
-    pub(super) fn store(&self, weight: &Weight, first_row: usize, rows: usize, shared: &Shared, index: usize) {
-        let (ptr, dtype, len) = shared.tensors[index];
+    pub(super) fn store(&self, weight: &Weight, first_row: usize, rows: usize, values: DeviceValues) {
+        let DeviceValues { address, dtype, len } = values;
         assert!(len == rows * weight.k && first_row + rows <= weight.n, "{len} values into rows {first_row} to {}", first_row + rows);
         let to = weight.ptr() + (first_row * weight.ld * 2) as u64;
         if dtype == FloatType::Bf16 && weight.ld == weight.k {
             self.device.bind();
             // Safety: both are live and of this size.
-            let copied = unsafe { result::memcpy_dtod_async(to, ptr, len * dtype.bytes(), self.device.stream()) };
+            let copied = unsafe { result::memcpy_dtod_async(to, address, len * dtype.bytes(), self.device.stream()) };
             return check("copying another process's memory", copied);
         }
         let grid = [weight.ld.div_ceil(super::BLOCK), rows.min(65_535), 1];
-        let args = Args::default().ptr(ptr).word(type_number(dtype)).int(rows).int(weight.k).int(weight.ld).ptr(to);
+        let args = Args::default().ptr(address).word(type_number(dtype)).int(rows).int(weight.k).int(weight.ld).ptr(to);
         self.launch("store_weight", grid, super::BLOCK, 0, args);
-    }
-
-    pub(super) fn read(&self, shared: &Shared, index: usize) -> Vec<f32> {
-        let (ptr, dtype, len) = shared.tensors[index];
-        let mut bytes = vec![0u8; len * dtype.bytes()];
-        self.device.bind();
-        // Safety: the tensor was found to be of this size.
-        check("reading another process's memory", unsafe { result::memcpy_dtoh_sync(&mut bytes, ptr) });
-        match dtype {
-            FloatType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            FloatType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            FloatType::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        }
     }
 }

@@ -1,0 +1,150 @@
+// The walk over prompts that rows of a step share: a group's samples read each chunk of their prompt once, together.
+//
+// A block takes (item, kv head) pairs; an item is one chunk of 256 keys and up to 64 queries (rows that share the prompt × query heads of the
+// kv head), sixteen a warp. The numbers and their order are those of attention.cu; every result goes to a partial.
+//
+// What a block does is over in a few microseconds, so everything serves its start and its end: the code is short (it runs once and comes from
+// memory), queries go from memory to registers, and the first keys and values are asked for before the kernel that makes the queries has ended:
+// the prompt was written in an earlier step. Three blocks fit a multiprocessor, with room for a block of the launch after this one beside two.
+// Bytes moved: keys and values of an item once (4 · D bytes a key and kv head), O and LSE of partials once.
+#include "attention_rows.cuh"
+
+// A block's chunk.
+struct Chunk {
+    u32 head, num_rows, keys, counted;
+    const u32* table;
+    const AttentionEntry* entries;
+
+    __device__ __forceinline__ Chunk(const Args& args, u32 work) {
+        const AttentionItem& item = args.items[work / args.num_kv_heads];
+        head = work % args.num_kv_heads;
+        num_rows = item.num_entries * args.shared;
+        keys = item.prompt_keys;
+        counted = item.counted;
+        table = args.tables + item.prompt_table;
+        entries = args.entries + item.first_entry;
+    }
+
+    // Keys (side 0) or values (side 1) of a tile, one group of copies. Beyond the last tile the group is empty.
+    template <u32 DP>
+    __device__ __forceinline__ void load(const Args& args, u32 tile, u32 side, u32 dst) const {
+        constexpr u32 PIECES = DP / 8, ROWS_A_ROUND = THREADS / PIECES;
+        static_assert(ROWS_A_ROUND % 8 == 0, "the permutation of pieces is that of the round's first rows");
+        const u32 thread = threadIdx.x % THREADS, first_row = thread / PIECES, piece = thread % PIECES;
+        if (TILE * tile < keys) {
+            const u32 here = min_u32(TILE, keys - TILE * tile);
+            const u32 block0 = table[2 * tile], block1 = here > BLOCK_SIZE ? table[2 * tile + 1] : block0;
+            const u16* from = args.kv + ((u64)side * args.num_kv_heads + head) * BLOCK_SIZE * DP + piece * 8;
+            const u64 stride = (u64)2 * args.num_kv_heads * BLOCK_SIZE * DP;
+            from += first_row % BLOCK_SIZE * DP;
+            const u16 *first = from + block0 * stride, *second = from + block1 * stride;
+            // Eight rows on, a piece has the same place in its row.
+            const u32 at = dst + Tile<DP>::at(first_row, piece);
+#pragma unroll
+            for (u32 row = 0; row < TILE; row += ROWS_A_ROUND) {
+                const u16* block = (ROWS_A_ROUND <= BLOCK_SIZE ? row : first_row) < BLOCK_SIZE ? first : second;
+                const u16* src = block + row % BLOCK_SIZE * DP;
+                cp_async16(at + row * Tile<DP>::ROW, src, row + first_row < here ? 16 : 0);
+            }
+        }
+        cp_async_commit();
+    }
+};
+
+// A thread's rows among an item's.
+__device__ __forceinline__ u32 row_of(u32 half) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half; }
+
+// A warp's sixteen queries as operands; rows beyond the item's are 0.
+template <u32 DP>
+__device__ __forceinline__ void load_queries(const Args& args, const Chunk& c, u32 (&q)[DP / 16][4]) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 row = row_of(half);
+        const bool used = row < c.num_rows;
+        const u16* from = args.q;
+        if (used) from += ((u64)c.entries[row / args.shared].row * args.num_heads + c.head * args.shared + row % args.shared) * args.head_dim;
+#pragma unroll
+        for (u32 k = 0; k < DP / 16; k++) {
+#pragma unroll
+            for (u32 side = 0; side < 2; side++) {
+                const u32 d = 16 * k + 8 * side + 2 * (lane % 4);
+                q[k][2 * side + half] = used && d < args.head_dim ? *reinterpret_cast<const u32*>(from + d) : 0;
+            }
+        }
+    }
+}
+
+template <u32 DP>
+__device__ __forceinline__ void attend(const Args& args, bool prompts_are_old) {
+    constexpr u32 EIGHTS = DP / 8, BYTES = TILE * Tile<DP>::ROW;
+    extern __shared__ __align__(128) u8 smem[];
+    // Keys two tiles, values one.
+    const u32 keys_at = smem_u32(smem), values_at = keys_at + 2 * BYTES;
+    const f32 scale = args.scale * LOG2_E;
+
+    if (!prompts_are_old) wait_for_earlier_kernel();
+#pragma unroll 1
+    for (u32 work = blockIdx.x; work < args.num_work; work += gridDim.x) {
+        const Chunk c(args, work);
+        __syncthreads();
+        c.load<DP>(args, 0, 0, keys_at);
+        c.load<DP>(args, 0, 1, values_at);
+        c.load<DP>(args, 1, 0, keys_at + BYTES);
+        wait_for_earlier_kernel();
+        let_next_kernel_begin();
+        u32 q[DP / 16][4];
+        load_queries<DP>(args, c, q);
+        Rows<EIGHTS> rows;
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 row = row_of(half);
+            rows.begin_chunk(half, row < c.num_rows ? c.entries[row / args.shared].prompt_keys : 0);
+        }
+        auto query = [&](u32 k, u32(&a)[4]) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) a[i] = q[k][i];
+        };
+        const u32 num_tiles = cdiv(c.keys, TILE);
+        cp_async_wait<2>();
+        __syncthreads();
+#pragma unroll 1
+        for (u32 tile = 0; tile < num_tiles; tile++) {
+            const u32 keys = keys_at + tile % 2 * BYTES;
+            f32 s[8][4] = {};
+            wide_scores<DP>(s, query, keys);
+            wide_weights(s, rows, tile, scale);
+            // This tile's values and the next one's keys are there, and nobody reads these keys any more.
+            cp_async_wait<0>();
+            __syncthreads();
+            c.load<DP>(args, tile + 2, 0, keys);
+            wide_values<DP>(s, rows, values_at);
+            __syncthreads();
+            c.load<DP>(args, tile + 1, 1, values_at);
+        }
+        const Chunk done(args, recomputed(work));
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 row = row_of(half), lane = threadIdx.x % 4;
+            const u32 head = done.head * args.shared + row % args.shared;
+            if (row < done.num_rows) rows.template store_chunk<DP>(args, half, done.entries[row / args.shared].partial, head, 2 * lane, lane == 0);
+        }
+        if (done.counted) finish_rows<DP>(args, done.head, done.num_rows / args.shared, done.entries, reinterpret_cast<u32*>(smem + 3 * BYTES));
+    }
+    wait_for_earlier_kernel();
+}
+
+#define KERNEL(DP)                                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, 3)                                                                                        \
+        prompt_attention_##DP(const u16* q, const u16* kv, const u32* counts, const AttentionItem* items, const AttentionEntry* entries,        \
+                              const u32* tables, u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16* out, f32* partial_o,            \
+                              f32* partial_lse, u32* finished) {                                                                                \
+        attend<DP>(Args{q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[2] * num_kv_heads,   \
+                        scale, out, partial_o, partial_lse, finished, 0},                                                                       \
+                   counts[3] != 0);                                                                                                             \
+    }
+
+KERNEL(16)
+KERNEL(32)
+KERNEL(64)
+KERNEL(128)

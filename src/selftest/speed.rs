@@ -1,0 +1,105 @@
+//! `grouper kernels time`: the kernels that a decode step spends its time in, by themselves, against what a copy moves.
+
+use half::bf16;
+
+use super::{Numbers, upload};
+use crate::backends::cuda::Cuda;
+use crate::backends::{BLOCK_SIZE, Backend, HeadShape, NO_COUNTS, NO_TOKEN, SampleInputs, SampleRow, SamplerState, Span};
+use crate::error::Result;
+
+/// Launches that are timed at once, and how often; the fastest counts.
+const LAUNCHES: usize = 20;
+const TIMES: usize = 5;
+/// Bytes of the copy: far more than the device caches.
+const COPIED: usize = 512 << 20;
+
+/// Of Qwen2.5-VL-3B.
+const HEADS: HeadShape = HeadShape { num_heads: 16, num_kv_heads: 2, head_dim: 128 };
+const VOCAB: usize = 151_936;
+const ROWS: usize = 512;
+const GROUP: usize = 8;
+
+/// Prints a row a kernel.
+///
+/// # Errors
+///
+/// A device that can't be used, or that has no room for the buffers.
+pub fn run(ordinal: usize) -> Result<()> {
+    let cuda = Cuda::new(ordinal, false, false)?;
+    println!("{}: microseconds of a launch, the fastest of {TIMES} × {LAUNCHES}", cuda.name());
+    let (from, mut to) = (cuda.alloc::<u32>(COPIED / 4)?, cuda.alloc::<u32>(COPIED / 4)?);
+    let us = best(&cuda, || cuda.copy(&from, &mut to));
+    // Each byte is read and written.
+    let copy = 2.0 * COPIED as f64 / us / 1e3;
+    println!("{:<64} {us:>8.1}  {copy:.0} GB/s", format!("copy of {} MiB", COPIED >> 20));
+    drop((from, to));
+    for (prompt, own) in [(0, 1024), (256, 512), (256, 1024), (1250, 256)] {
+        attention(&cuda, prompt, own, copy)?;
+    }
+    sampler(&cuda)
+}
+
+fn best(cuda: &Cuda, mut launch: impl FnMut()) -> f64 {
+    let once = |launch: &mut dyn FnMut()| cuda.time(|| (0..LAUNCHES).for_each(|_| launch())) * 1e3 / LAUNCHES as f64;
+    once(&mut launch);
+    (0..TIMES).map(|_| once(&mut launch)).fold(f64::MAX, f64::min)
+}
+
+/// A decode step's attention: groups of eight with a prompt of their own.
+fn attention(cuda: &Cuda, prompt: usize, own: usize, copy: f64) -> Result<()> {
+    let [prompt_blocks, own_blocks] = [prompt, own].map(|keys| keys.div_ceil(BLOCK_SIZE));
+    let num_blocks = ROWS / GROUP * prompt_blocks + ROWS * own_blocks;
+    let tables: Vec<u32> = (0..num_blocks as u32).collect();
+    let span = |row: usize| Span {
+        first_row: row as u32,
+        num_rows: 1,
+        prompt_table: (row / GROUP * prompt_blocks) as u32,
+        prompt_keys: prompt as u32,
+        own_table: (ROWS / GROUP * prompt_blocks + row * own_blocks) as u32,
+        own_keys: own as u32,
+    };
+    let spans: Vec<Span> = (0..ROWS).map(span).collect();
+    let q = upload(cuda, &Numbers::new(51).rounded(ROWS * HEADS.q_width(), 1.0))?;
+    let kv = cuda.alloc_kv(num_blocks, HEADS)?;
+    let mut plan = cuda.alloc_attention_plan(ROWS, ROWS, tables.len(), HEADS)?;
+    cuda.plan_attention(&spans, &tables, &mut plan);
+    let mut out = cuda.alloc::<bf16>(ROWS * HEADS.q_width())?;
+    let us = best(cuda, || cuda.attention(&q, &kv, &plan, HEADS, ROWS, &mut out));
+    let keys = ROWS / GROUP * prompt + ROWS * own;
+    let gigabytes = (keys * HEADS.num_kv_heads * HEADS.head_dim * 4) as f64 / us / 1e3;
+    let what = format!("attention: {ROWS} rows, {own} keys each, prompts of {prompt} for {GROUP} rows");
+    println!("{what:<64} {us:>8.1}  {gigabytes:.0} GB/s of keys and values, {:.0} % of the copy", 100.0 * gigabytes / copy);
+    Ok(())
+}
+
+fn sampler(cuda: &Cuda) -> Result<()> {
+    let mut numbers = Numbers::new(52);
+    // A short period keeps the making quick.
+    let logits: Vec<f32> = numbers.values(1_000_003, 3.0).iter().copied().cycle().take(ROWS * VOCAB).collect();
+    let logits = upload(cuda, &logits)?;
+    let row = |i: usize| SampleRow {
+        logits_row: i as u32,
+        slot: i as u32,
+        key: [i as u32, 7],
+        temperature: 1.0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        counts_row: NO_COUNTS,
+        forced: NO_TOKEN,
+        ..Default::default()
+    };
+    let plain: Vec<SampleRow> = (0..ROWS).map(row).collect();
+    let filtered: Vec<SampleRow> = plain.iter().map(|row| SampleRow { top_p: 0.95, top_k: 50, ..*row }).collect();
+    let (ids, values) = (upload(cuda, &[0u32; 8])?, upload(cuda, &[0f32; 8])?);
+    let mut state = SamplerState::new(cuda, ROWS, 1, VOCAB)?;
+    let mut out = cuda.alloc(ROWS)?;
+    for (name, rows) in [("plain", plain), ("top-k 50, top-p 0.95", filtered)] {
+        let rows = upload(cuda, &rows)?;
+        let us = best(cuda, || {
+            let inputs = SampleInputs { rows: &rows, banned: &ids, bias_ids: &ids, bias_values: &values };
+            cuda.sample(&logits, inputs, ROWS, &mut state, &mut out);
+        });
+        println!("{:<64} {us:>8.1}  {:.0} GB/s of logits", format!("sampler, {name}: {ROWS} × {VOCAB}"), (ROWS * VOCAB * 4) as f64 / us / 1e3);
+    }
+    Ok(())
+}
