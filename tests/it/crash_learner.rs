@@ -229,7 +229,8 @@ async fn learn(world: Arc<World>) {
         world.ack(lease).await;
     }
     while !world.is_drained() {
-        let Some(lease) = world.lease(TRAINED, 1, 2000).await else {
+        let many = if world.is_draining() { world.lease(TRAINED, 16, 10_000).await } else { None };
+        let Some(lease) = (if many.is_some() { many } else { world.lease(TRAINED, 1, 2000).await }) else {
             // Nothing comes from a server that waits for weights.
             if world.held().await.is_none() {
                 world.push(checkpoint.weights).await;
