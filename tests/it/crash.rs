@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,7 +18,7 @@ use tokio::task::AbortHandle;
 use crate::common::user;
 use crate::crash_labels::{self, Labels};
 use crate::crash_learner::{Checkpoint, Push, may_cross_to, train};
-use crate::golden;
+use crate::process::{ServerProcess, free_port, number};
 
 /// Queues: of learners that only take and ack, and of the one that learns.
 const PLAIN: &str = "default";
@@ -183,69 +181,10 @@ fn made(group: &Value) -> Value {
     json!({"prompt_token_ids": group["prompt_token_ids"], "samples": samples})
 }
 
-/// The server as a process of its own.
-pub struct ServerProcess {
-    child: Child,
-}
-
-impl ServerProcess {
-    /// Starts a server on a data folder and waits until it is ready.
-    pub fn start(folder: &Path, port: u16, env: &[(&str, OsString)]) -> Self {
-        let flags = ["--threads", "1", "--max-model-len", "512", "--kv-cache-memory", "16M"];
-        ServerProcess::serve(&golden::model("tiny-vl"), folder, port, &flags, env)
-    }
-
-    /// As [`ServerProcess::start`], another model with other flags.
-    pub fn serve(model: &Path, folder: &Path, port: u16, flags: &[&str], env: &[(&str, OsString)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_grouper"));
-        command.arg("serve").arg(model).args(["--port", &port.to_string(), "--device", "cpu"]).args(flags);
-        command.envs(env.iter().map(|(name, value)| (name, value)));
-        command.arg("--data-dir").arg(folder).stdout(Stdio::null()).stderr(Stdio::piped()).env("RUST_LOG", "warn");
-        let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut said = String::new();
-        // Errors of the start are shown; then somebody has to read on.
-        loop {
-            let mut line = String::new();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended: {said}");
-            said.push_str(&line);
-            if line.contains("ready in") {
-                break;
-            }
-        }
-        std::thread::spawn(move || {
-            let is_news = |line: &String| line.contains("ERROR") && !line.contains("it waits for a push");
-            log.lines().map_while(Result::ok).filter(is_news).for_each(|line| eprintln!("{line}"))
-        });
-        ServerProcess { child }
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn kill(&mut self) {
-        // SIGKILL.
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
 /// Never gives a group up: kills are nobody's fault here.
 fn patient(root: &Path) -> Vec<(&'static str, OsString)> {
     let patience = ["GROUPER_MAX_DELIVERIES", "GROUPER_MAX_GENERATIONS"].map(|name| (name, "100000".into()));
     patience.into_iter().chain([("GROUPER_POLICY_ROOT", root.into())]).collect()
-}
-
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn request(seed: u64, groups: usize, fields: Value) -> Value {
@@ -321,11 +260,6 @@ async fn take(world: Arc<World>) {
             world.ack(&lease).await;
         }
     }
-}
-
-/// From the environment.
-pub fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 
 use crate::common::user;
-use crate::crash::{ServerProcess, free_port};
+use crate::process::{ServerProcess, free_port};
 
 struct Faulty {
     server: ServerProcess,

@@ -27,6 +27,7 @@ mod policy;
 mod policy_damage;
 mod policy_ipc;
 mod policy_stages;
+mod process;
 mod rollout_advantage;
 mod rollout_plan;
 mod rollout_service;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reqwest::Client;
 use serde_json::{Value, json};
 
-use crate::crash::{ServerProcess, free_port, number};
+use crate::process::{ServerProcess, free_port, number};
 
 const MAX_AHEAD: usize = 64;
 const MAX_GROWTH: usize = 64 << 20;
