@@ -22,8 +22,9 @@ use crate::policy::{Held, Policy, Source, Staged, Turn, Updated, Wanted};
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HeldReply {
     version: u64,
-    /// SHA-256 over every tensor in the order of hub names: name, 0, type as safetensors spells it, 0, shape as `2,3`, 0, SHA-256 of its
-    /// bytes; a tied head is left out. After a partial update: SHA-256 over the hexadecimal digests of what was held and of the update.
+    /// SHA-256 over every tensor in the order of hub names: name, 0, type as safetensors spells it, 0, shape as `2,3`, 0, and the SHA-256 over
+    /// the SHA-256 of each 4 MiB of its bytes; a tied head is left out. After a partial update: SHA-256 over the hexadecimal digests of what
+    /// was held and of the update.
     sha256: String,
     /// `model:…`, `path:…`, `body`, `stage:…` or `ipc`.
     #[schema(example = "path:step-100")]
