@@ -293,7 +293,8 @@ async fn killed_servers_keep_their_promises() {
 
     let mut restarts = Restarts::default();
     for kill in 0..kills {
-        let push = match kill % KILLS_A_SWAP == KILLS_A_SWAP - 1 {
+        let in_swaps: usize = world.promises().kills_in_swaps.values().sum();
+        let push = match (kill + 1) / KILLS_A_SWAP > in_swaps as u64 {
             true => Some(world.amid_a_push().await.expect("nobody pushes weights")),
             false => {
                 tokio::time::sleep(Duration::from_millis(1 + world.below(500))).await;
