@@ -99,7 +99,11 @@ fn sampler(cuda: &Cuda) -> Result<()> {
             let inputs = SampleInputs { rows: &rows, banned: &ids, bias_ids: &ids, bias_values: &values };
             cuda.sample(&logits, inputs, ROWS, &mut state, &mut out);
         });
-        println!("{:<64} {us:>8.1}  {:.0} GB/s of logits", format!("sampler, {name}: {ROWS} × {VOCAB}"), (ROWS * VOCAB * 4) as f64 / us / 1e3);
+        println!(
+            "{:<64} {us:>8.1}  {:.0} GB/s of logits",
+            format!("sampler, {name}: {ROWS} × {VOCAB}"),
+            (ROWS * VOCAB * 4) as f64 / us / 1e3
+        );
     }
     Ok(())
 }

@@ -49,7 +49,10 @@ impl Few {
 
     /// Whether a product of this shape can be computed at all.
     pub fn takes(&self, w: &Weight, rows: usize) -> bool {
-        rows <= MAX_ROWS && w.n.is_multiple_of(OUTPUTS) && w.ld.is_multiple_of(COLUMNS) && self.shared(w, rows) <= self.device.shared_memory()
+        rows <= MAX_ROWS
+            && w.n.is_multiple_of(OUTPUTS)
+            && w.ld.is_multiple_of(COLUMNS)
+            && self.shared(w, rows) <= self.device.shared_memory()
     }
 
     pub fn launch(&self, w: &Weight, call: &Call) {

@@ -61,7 +61,11 @@ const SOURCES: &[Source] = &[
         text: include_str!("../../../kernels/prompt_attention.cu"),
         kernels: &["prompt_attention_16", "prompt_attention_32", "prompt_attention_64", "prompt_attention_128"],
     },
-    Source { name: "gemm_few.cu", text: include_str!("../../../kernels/gemm_few.cu"), kernels: &["gemm_few_2", "gemm_few_3", "gemm_few_7"] },
+    Source {
+        name: "gemm_few.cu",
+        text: include_str!("../../../kernels/gemm_few.cu"),
+        kernels: &["gemm_few_2", "gemm_few_3", "gemm_few_7"],
+    },
     Source { name: "segment_attention.cu", text: include_str!("../../../kernels/segment_attention.cu"), kernels: SEGMENT_ATTENTION },
     Source { name: "sample.cu", text: include_str!("../../../kernels/sample.cu"), kernels: &["sample_parts", "sample", "reset_slot"] },
     Source { name: "weights.cu", text: include_str!("../../../kernels/weights.cu"), kernels: &["check_weight", "store_weight"] },
