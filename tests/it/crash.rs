@@ -239,10 +239,14 @@ async fn ask_with_keys(world: Arc<World>) {
 /// Takes and acks; sometimes too late, sometimes with the fence of an older lease.
 async fn take(world: Arc<World>) {
     while !world.is_drained() {
-        let lease_ms = if world.is_draining() { 10_000 } else { 100 + world.below(1500) };
+        let too_late = !world.is_draining() && world.below(3) == 0;
+        let lease_ms = match (world.is_draining(), too_late) {
+            (true, _) => 10_000,
+            (false, true) => 100 + world.below(100),
+            (false, false) => 100 + world.below(1500),
+        };
         let num_groups = if world.is_draining() { 1 } else { 1 + world.below(2) as usize };
         let Some(lease) = world.lease(PLAIN, num_groups, lease_ms).await else { continue };
-        let too_late = !world.is_draining() && world.below(6) == 0;
         if too_late {
             let expires_at = lease["expires_at"].as_u64().unwrap();
             let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
