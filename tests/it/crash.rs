@@ -239,10 +239,11 @@ async fn ask_with_keys(world: Arc<World>) {
 /// Takes and acks; sometimes too late, sometimes with the fence of an older lease.
 async fn take(world: Arc<World>) {
     while !world.is_drained() {
-        let too_late = !world.is_draining() && world.below(3) == 0;
+        // Most groups come when no server is killed any more.
+        let too_late = world.below(if world.is_draining() { 20 } else { 3 }) == 0;
         let lease_ms = match (world.is_draining(), too_late) {
-            (true, _) => 10_000,
-            (false, true) => 100 + world.below(100),
+            (_, true) => 100 + world.below(100),
+            (true, false) => 10_000,
             (false, false) => 100 + world.below(1500),
         };
         let num_groups = if world.is_draining() { 1 } else { 1 + world.below(2) as usize };
