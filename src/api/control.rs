@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult, no_such_method, no_such_route};
-use super::extract::JsonBody;
+use super::extract::{JsonBody, take_small_body};
 use super::policy::{UpdateReply, extent};
 use crate::engine::policy::Apply;
 use crate::error::{Error, Result};
@@ -63,6 +63,7 @@ impl ControlSocket {
             .fallback(no_such_route)
             .method_not_allowed_fallback(no_such_method)
             .layer(middleware::from_fn_with_state(owner, same_user))
+            .layer(middleware::from_fn(take_small_body))
             .with_state(state);
         let service = router.into_make_service_with_connect_info::<Peer>();
         let serving = tokio::spawn(async move {

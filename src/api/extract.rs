@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use axum::body::BodyDataStream;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 
@@ -13,6 +15,9 @@ use super::AppState;
 use super::error::{ApiError, shorten};
 use super::json::read_json;
 use crate::error::Error;
+
+/// Bodies that are taken before anything is decided.
+const SMALL_BODY: usize = 64 << 10;
 
 /// A JSON body of type `T`.
 pub struct JsonBody<T>(pub T);
@@ -68,9 +73,26 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
+fn announced_len(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Takes the body of a request first, if it is said to be small. Where a reply is ready before the body has come, because the route has no use
+/// for it or refuses the request, the connection is closed, and the caller's next request on it fails.
+pub async fn take_small_body(request: Request, next: Next) -> Response {
+    if !announced_len(request.headers()).is_some_and(|len| (1..=SMALL_BODY).contains(&len)) {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    match read_body(Request::from_parts(parts.clone(), body), SMALL_BODY, "as announced").await {
+        Ok(bytes) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+        Err(error) => error.into_response(),
+    }
+}
+
 /// A body of at most `limit` bytes; `why` says what sets the limit.
 pub async fn read_body(request: Request, limit: usize, why: &str) -> Result<Vec<u8>, ApiError> {
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
+    let announced = announced_len(request.headers());
     let mut stream = request.into_body().into_data_stream();
     let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(limit));
     while let Some(chunk) = stream.next().await {

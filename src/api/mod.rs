@@ -101,6 +101,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(middleware::from_fn_with_state(state.clone(), auth::check_host))
+        .layer(middleware::from_fn(extract::take_small_body))
         .layer(CatchPanicLayer::custom(error::after_panic))
         .layer(middleware::from_fn(metrics::observe))
         .with_state(state)

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 use crate::common::{Server, user};
 
@@ -112,6 +114,43 @@ async fn draining_ends_what_runs_and_refuses_what_comes() {
     assert!(reply["groups"][2]["samples"][1]["token_ids"].as_array().unwrap().len() == 300, "{reply}");
     stopping.await.unwrap();
     assert!(post(rollout(1, json!({}))).await.is_err(), "nobody listens any more");
+}
+
+/// The next reply on a connection: its status, with the body taken.
+async fn next_status(stream: &mut BufReader<TcpStream>) -> u16 {
+    let (mut status, mut len) = (0, 0);
+    loop {
+        let mut line = String::new();
+        assert!(stream.read_line(&mut line).await.unwrap() > 0, "the connection was closed");
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(rest) = line.strip_prefix("http/1.1 ") {
+            status = rest[..3].parse().unwrap();
+        } else if let Some(value) = line.strip_prefix("content-length: ") {
+            len = value.parse().unwrap();
+        } else if line.is_empty() {
+            break;
+        }
+    }
+    stream.read_exact(&mut vec![0; len]).await.unwrap();
+    status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_outlives_bodies_that_nobody_wanted() {
+    let server = Server::start("");
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = BufReader::new(TcpStream::connect(address).await.unwrap());
+    for (call, status) in
+        [("POST /v1/engine/resume", 200), ("POST /v1/nothing", 404), ("DELETE /health", 405), ("POST /v1/engine/resume", 200)]
+    {
+        let head = format!("{call} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // As clients do that send head and body one after the other.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.write_all(b"{}").await.unwrap();
+        assert_eq!(next_status(&mut stream).await, status, "{call}");
+    }
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
