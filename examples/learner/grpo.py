@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--updates", type=int, default=1, help="optimiser steps a batch")
     p.add_argument("--lr", type=float, default=2e-4)
     p.add_argument("--epsilon", type=float, default=0.2, help="the ratio is clipped to 1 ± this")
-    p.add_argument("--beta", type=float, default=0.0, 
+    p.add_argument("--beta", type=float, default=0.0,
                    help="weight of the k3 estimate of KL(policy ‖ reference); the reference is what a server with --reference started from")
     p.add_argument("--eval-every", type=int, default=10, help="steps between two evaluations on the held-out prompts")
     p.add_argument("--until", type=float, default=1.01, help="stop when the held-out accuracy is at least this")
