@@ -110,8 +110,6 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict
     for (u32 i = threadIdx.x + KEPT * THREADS; i < pieces; i += THREADS) dst4[i] = norm4(row4[i], weight4[i], scale);
 }
 
-__device__ __forceinline__ f32 silu_times(f32 gate, f32 up) { return gate / (1.0f + expf(-gate)) * up; }
-
 extern "C" __global__ void __launch_bounds__(256) silu_mul(const f32* __restrict__ gate_up, u32 rows, u32 width, u32 out_stride, u16* __restrict__ out) {
     wait_for_earlier_kernels();
     u32 first = (blockIdx.x * THREADS + threadIdx.x) * 4;

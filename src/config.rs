@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use args::{
-    BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, QueueArgs, SelftestArgs, ServeArgs,
+    BenchArgs, Cli, Command, DemoArgs, DtypeArg, EngineArgs, KernelsCommand, LogFormat, OnRestart, QueueArgs, SelftestArgs, SelftestPart,
+    ServeArgs,
 };
 pub use scoring::{JudgeArgs, ScoreArgs};
 
@@ -238,7 +239,8 @@ impl SelftestArgs {
     pub fn config(&self, model: PathBuf) -> Result<SelftestConfig> {
         let sequences = self.sequences.unwrap_or(if self.small { 128 } else { 1024 });
         let sequences = at_least_1("--sequences", sequences)?;
-        Ok(SelftestConfig { device: device(&self.device)?, small: self.small, model, sequences })
+        let [kernels, engine] = [SelftestPart::Kernels, SelftestPart::Engine].map(|part| self.only.is_none_or(|only| only == part));
+        Ok(SelftestConfig { device: device(&self.device)?, small: self.small, kernels, engine, model, sequences })
     }
 }
 

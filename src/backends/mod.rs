@@ -449,6 +449,20 @@ pub trait Backend: Sized + Send + 'static {
     );
     /// `silu(gate) · up` of `gate_up[rows, 2 · width]`, gate first.
     fn silu_mul(&self, gate_up: &Self::Buf<f32>, rows: usize, width: usize, out: &mut Self::Buf<Self::Float>);
+    /// `silu(gate) · up` of `x · wᵀ (+ bias)`, as [`Backend::gemm`] and [`Backend::silu_mul`] give it one after the other; `gate_up` is
+    /// room for what lies between, where a device needs that.
+    fn gemm_silu_mul(
+        &self,
+        x: &Self::Buf<Self::Float>,
+        w: &Self::Weight,
+        bias: Option<&Self::Buf<f32>>,
+        (rows, width): (usize, usize),
+        gate_up: &mut Self::Buf<f32>,
+        out: &mut Self::Buf<Self::Float>,
+    ) {
+        self.gemm(x, w, bias, rows, Store::Write, gate_up);
+        self.silu_mul(gate_up, rows, width, out);
+    }
     /// Draws or scores `n` tokens from `logits[.., vocab]`; updates the sampler's state of every slot that drew.
     fn sample(
         &self,

@@ -56,6 +56,12 @@ pub enum KernelsCommand {
     },
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SelftestPart {
+    Kernels,
+    Engine,
+}
+
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
     #[arg(long, default_value = "cuda:0", env = "GROUPER_DEVICE")]
@@ -63,6 +69,9 @@ pub struct SelftestArgs {
     /// Only the shapes of small models
     #[arg(long)]
     pub small: bool,
+    /// Only the kernels, each by itself, or only the engine [default: both]
+    #[arg(long, value_enum)]
+    pub only: Option<SelftestPart>,
     /// Folder of a model for the checks of the engine [default: the bundled one]
     #[arg(long)]
     pub model: Option<PathBuf>,

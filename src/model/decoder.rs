@@ -145,8 +145,7 @@ impl<B: Backend> Decoder<B> {
             b.attention(&act.q, kv, step.plan, self.shape, rows, &mut act.attended);
             b.gemm(&act.attended, &layer.o.operand, None, rows, Store::Add, &mut act.x);
             b.rms_norm(&act.x, &layer.post_norm.values, self.eps, rows, hidden, &mut act.normed);
-            b.gemm(&act.normed, &layer.gate_up.operand, None, rows, Store::Write, &mut act.gate_up);
-            b.silu_mul(&act.gate_up, rows, self.intermediate, &mut act.mlp);
+            b.gemm_silu_mul(&act.normed, &layer.gate_up.operand, None, (rows, self.intermediate), &mut act.gate_up, &mut act.mlp);
             b.gemm(&act.mlp, &layer.down.operand, None, rows, Store::Add, &mut act.x);
         }
         if step.num_logits > 0 {

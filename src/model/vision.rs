@@ -150,8 +150,8 @@ impl<B: Backend> VisionTower<B> {
         b.segment_attention(attention, &mut act.attended);
         b.gemm(&act.attended, &block.proj.weight.operand, Some(&block.proj.bias.values), patches, Store::Add, &mut act.x);
         b.rms_norm(&act.x, &block.norm2.values, EPS, patches, hidden, &mut act.normed);
-        b.gemm(&act.normed, &block.gate_up.weight.operand, Some(&block.gate_up.bias.values), patches, Store::Write, &mut act.gate_up);
-        b.silu_mul(&act.gate_up, patches, self.config.intermediate_size, &mut act.mlp);
+        let (gate_up, bias) = (&block.gate_up.weight.operand, Some(&block.gate_up.bias.values));
+        b.gemm_silu_mul(&act.normed, gate_up, bias, (patches, self.config.intermediate_size), &mut act.gate_up, &mut act.mlp);
         b.gemm(&act.mlp, &block.down.weight.operand, Some(&block.down.bias.values), patches, Store::Add, &mut act.x);
     }
 

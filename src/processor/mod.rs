@@ -121,6 +121,8 @@ pub struct Processor {
     /// that slow hosts hold up only each other.
     local_in_flight: Arc<Semaphore>,
     remote_in_flight: Arc<Semaphore>,
+    /// Images that are decoded and cut at the same time: the first ones are ready early, for the engine to begin with.
+    at_work: Arc<Semaphore>,
     /// One permit for each [`BUDGET_UNIT`] of decoding memory.
     budget: Arc<Semaphore>,
     budget_units: usize,
@@ -128,6 +130,8 @@ pub struct Processor {
 
 const BUDGET_UNIT: usize = 64 << 10;
 const IMAGES_IN_FLIGHT: usize = 32;
+/// Threads for each image at work: decoding takes one, everything after it all there are.
+const THREADS_AN_IMAGE: usize = 3;
 
 impl Processor {
     /// Reads tokenizer, chat template and image settings of a model folder.
@@ -154,6 +158,7 @@ impl Processor {
             max_images: options.max_images,
             local_in_flight: Arc::new(Semaphore::new(IMAGES_IN_FLIGHT)),
             remote_in_flight: Arc::new(Semaphore::new(IMAGES_IN_FLIGHT)),
+            at_work: Arc::new(Semaphore::new((rayon::current_num_threads() / THREADS_AN_IMAGE).max(2))),
             budget: Arc::new(Semaphore::new(budget_units)),
             budget_units,
         })
@@ -252,10 +257,10 @@ impl Processor {
         };
         let bytes = header.decoded_bytes + 2 * processor.patch_bytes(header.height, header.width)?;
         let units = bytes.div_ceil(BUDGET_UNIT).min(self.budget_units);
-        let budget = acquire(&self.budget, units as u32).await;
+        let permits = (acquire(&self.budget, units as u32).await, acquire(&self.at_work, 1).await);
         on_pool(move || {
-            // The permit goes with the work: a caller that leaves does not free memory that is still in use.
-            let _budget = budget;
+            // The permits go with the work: a caller that leaves does not free memory that is still in use.
+            let _permits = permits;
             shielded(|| processor.process(&decode::decode(&file, limits)?))
         })
         .await

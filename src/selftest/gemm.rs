@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Numbers, Operation, Pair, Table, differing_bits, read, upload};
+use super::{Numbers, Operation, Pair, Table, differing_bits, read, read_rounded, upload};
 use crate::backends::{Backend, FloatData, Matrix, Store};
 use crate::error::Result;
 
@@ -47,6 +47,10 @@ const REAL: &[Shape] = &[
     shape(2048, 5120, true, Store::Write),
 ];
 
+/// Gates, columns and whether there is a bias: small models, then Qwen2.5-VL-3B and its tower.
+const SMALL_GATED: &[(usize, usize, bool)] = &[(172, 64, true), (256, 128, false), (90, 72, true)];
+const REAL_GATED: &[(usize, usize, bool)] = &[(11_008, 2048, false), (3420, 1280, true)];
+
 pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
     let shapes = SMALL.iter().chain(if small { &[] } else { REAL });
     for shape in shapes.copied() {
@@ -61,13 +65,65 @@ pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
         pair.compare("gemm", format!("{rows} rows by {name}"), SUMS, &Gemm { shape, rows }, table)?;
         row_bits(pair, shape, &name, table)?;
     }
+    for (width, k, bias) in SMALL_GATED.iter().chain(if small { &[] } else { REAL_GATED }).copied() {
+        let gated = Gated { shape: shape(2 * width, k, bias, Store::Write), rows: 37 };
+        let name = format!("[2 · {width}, {k}]{}", if bias { " + bias" } else { "" });
+        pair.compare("gemm_silu_mul", format!("37 rows by {name}"), ROUNDED, &gated, table)?;
+        let (mut differ, mut total) = (0, 0);
+        for rows in [1, 9, 64, 65, 128, 200, 256, 300, 513, 2100] {
+            let gated = Gated { rows, ..gated };
+            let (ours, apart) = (gated.computed(&pair.cuda, true)?, gated.computed(&pair.cuda, false)?);
+            differ += differing_bits(&ours, &apart);
+            total += ours.len();
+        }
+        table.push_bits("gated row bits", format!("1 to 2100 rows by {name}, in one and apart"), differ, total);
+    }
     for choice in pair.cuda.gemm_choices().iter().filter(|c| c.admitted != Some(0)) {
         println!("     cublasLt: {choice:?}");
     }
     for ([n, k], rows) in pair.cuda.gemm_few() {
         println!("     products of few rows by [{n}, {k}]: own kernel up to {rows} rows");
     }
+    for ([n, k], admitted) in pair.cuda.gemm_gated() {
+        println!("     products by [{n}, {k}], activated: own kernel without a bias {}, with one {}", admitted[0], admitted[1]);
+    }
     Ok(())
+}
+
+/// One rounding to bf16 apart.
+const ROUNDED: f32 = 8e-3;
+
+/// A gated MLP's first product with its activation.
+#[derive(Clone, Copy)]
+struct Gated {
+    shape: Shape,
+    rows: usize,
+}
+
+impl Gated {
+    /// Product and activation in one, or one after the other.
+    fn computed<B: Backend<Float = bf16>>(&self, b: &B, in_one: bool) -> Result<Vec<f32>> {
+        let (Shape { n, k, bias, .. }, rows) = (self.shape, self.rows);
+        let (width, stride) = (n / 2, b.row_stride(n / 2));
+        let (w, x) = (weight(b, self.shape)?, inputs(b, rows, k)?);
+        let bias = bias.then(|| upload(b, &Numbers::new(13).values(n, 1.0))).transpose()?;
+        let (mut sums, mut out) = (b.alloc(rows * n)?, b.alloc(rows * stride)?);
+        match in_one {
+            true => b.gemm_silu_mul(&x, &w, bias.as_ref(), (rows, width), &mut sums, &mut out),
+            false => {
+                b.gemm(&x, &w, bias.as_ref(), rows, Store::Write, &mut sums);
+                b.silu_mul(&sums, rows, width, &mut out);
+            }
+        }
+        let padded = read_rounded(b, &out, rows * stride);
+        Ok(padded.chunks_exact(stride).flat_map(|row| row[..width].iter().copied()).collect())
+    }
+}
+
+impl Operation for Gated {
+    fn run<B: Backend<Float = bf16>>(&self, b: &B) -> Result<Vec<f32>> {
+        self.computed(b, true)
+    }
 }
 
 fn weight<B: Backend>(b: &B, shape: Shape) -> Result<B::Weight> {

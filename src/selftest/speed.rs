@@ -4,7 +4,9 @@ use half::bf16;
 
 use super::{Numbers, upload};
 use crate::backends::cuda::Cuda;
-use crate::backends::{BLOCK_SIZE, Backend, HeadShape, NO_COUNTS, NO_TOKEN, SampleInputs, SampleRow, SamplerState, Span};
+use crate::backends::{
+    BLOCK_SIZE, Backend, FloatData, HeadShape, Matrix, NO_COUNTS, NO_TOKEN, SampleInputs, SampleRow, SamplerState, Span, Store,
+};
 use crate::error::Result;
 
 /// Launches that are timed at once, and how often; the fastest counts.
@@ -33,6 +35,9 @@ pub fn run(ordinal: usize) -> Result<()> {
     let copy = 2.0 * COPIED as f64 / us / 1e3;
     println!("{:<64} {us:>8.1}  {copy:.0} GB/s", format!("copy of {} MiB", COPIED >> 20));
     drop((from, to));
+    for rows in [64, 128, 256, 512, 8192] {
+        gated(&cuda, rows, [11_008, 2048])?;
+    }
     for (prompt, own) in [(0, 1024), (256, 512), (256, 1024), (1250, 256)] {
         attention(&cuda, prompt, own, copy)?;
     }
@@ -43,6 +48,30 @@ fn best(cuda: &Cuda, mut launch: impl FnMut()) -> f64 {
     let once = |launch: &mut dyn FnMut()| cuda.time(|| (0..LAUNCHES).for_each(|_| launch())) * 1e3 / LAUNCHES as f64;
     once(&mut launch);
     (0..TIMES).map(|_| once(&mut launch)).fold(f64::MAX, f64::min)
+}
+
+/// The first product of the MLP with its activation, in one launch if that was admitted and in two. The weights change from launch to
+/// launch, as in a step.
+fn gated(cuda: &Cuda, rows: usize, [width, k]: [usize; 2]) -> Result<()> {
+    let values = Numbers::new(53).rounded(1_000_003, 1.0 / (k as f32).sqrt());
+    let values: Vec<bf16> = values.iter().copied().cycle().take(2 * width * k).collect();
+    let half = |data| Matrix { rows: width, cols: k, data: FloatData::Bf16(data) };
+    let layers = (0..4).map(|_| cuda.weight(&[half(&values[..width * k]), half(&values[width * k..])])).collect::<Result<Vec<_>>>()?;
+    let x = upload(cuda, &Numbers::new(54).rounded(rows * k, 1.0))?;
+    let (mut sums, mut out) = (cuda.alloc(rows * 2 * width)?, cuda.alloc(rows * width)?);
+    let mut next = layers.iter().cycle();
+    let mut layer = || next.next().unwrap_or(&layers[0]);
+    let one = best(cuda, || cuda.gemm_silu_mul(&x, layer(), None, (rows, width), &mut sums, &mut out));
+    let two = best(cuda, || {
+        cuda.gemm(&x, layer(), None, rows, Store::Write, &mut sums);
+        cuda.silu_mul(&sums, rows, width, &mut out);
+    });
+    let teraflops = 4.0 * (rows * width * k) as f64 / one / 1e6;
+    println!(
+        "{:<64} {one:>8.1}  {teraflops:.0} TFLOP/s; one after the other {two:.1}",
+        format!("product and activation: {rows} rows by [2 · {width}, {k}]")
+    );
+    Ok(())
 }
 
 /// A decode step's attention: groups of eight with a prompt of their own.

@@ -30,7 +30,8 @@ fn gpu() -> Option<Cuda> {
 fn cuda_passes_the_self_test() {
     if gpu().is_some() {
         let model = golden::model("tiny-vl");
-        selftest::run(&SelftestConfig { device: Device::Cuda(0), small: true, model, sequences: 512 }).unwrap();
+        selftest::run(&SelftestConfig { device: Device::Cuda(0), small: true, kernels: true, engine: true, model, sequences: 512 })
+            .unwrap();
     }
 }
 

@@ -208,6 +208,9 @@ impl Device {
         for (pointer, value) in pointers.iter_mut().zip(&mut args.values[..args.len]) {
             *pointer = (value as *mut u64).cast();
         }
+        for (place, map) in &mut args.maps {
+            pointers[*place] = (map as *mut sys::CUtensorMap).cast();
+        }
         // Every kernel waits by itself for those before it, so it may be put on the device while they end.
         let early = self.compute >= (9, 0);
         let mut attribute = sys::CUlaunchAttribute {
@@ -269,6 +272,8 @@ unsafe impl Sync for Kernel {}
 pub struct Args {
     values: [u64; Args::MAX],
     len: usize,
+    /// Arguments too large for a value, by their places.
+    maps: Vec<(usize, sys::CUtensorMap)>,
 }
 
 impl Args {
@@ -278,6 +283,11 @@ impl Args {
         self.values[self.len] = bits;
         self.len += 1;
         self
+    }
+
+    pub fn map(mut self, map: sys::CUtensorMap) -> Self {
+        self.maps.push((self.len, map));
+        self.push(0)
     }
 
     pub fn ptr(self, address: u64) -> Self {

@@ -15,11 +15,12 @@ use half::bf16;
 
 use super::device::{Buf, Device, check as check_cuda};
 use super::few::{self, Few};
+use super::gated::{Gated, GatedCall};
 use super::gemm_table::{Algorithm, Row, Table};
 use super::kernels::Kernels;
 use super::libs;
 use super::staging::Uploads;
-use super::weight::Weight;
+use super::weight::{Weight, row_stride};
 use crate::error::{Error, Result};
 use crate::rng::philox;
 
@@ -41,6 +42,7 @@ const TIMED_BYTES: usize = 256 << 20;
 pub struct Gemm {
     device: Arc<Device>,
     few: Few,
+    gated: Gated,
     handle: sys::cublasLtHandle_t,
     preference: sys::cublasLtMatmulPreference_t,
     plain: sys::cublasLtMatmulDesc_t,
@@ -63,6 +65,8 @@ struct Plan {
     choices: Vec<Choice>,
     /// Rows up to which our own kernel has the reference's bits; 0: none.
     few: usize,
+    /// Whether our own kernel that activates has the bits of product and activation, without and with a bias.
+    gated: [bool; 2],
 }
 
 /// What was admitted for a bucket, for reports.
@@ -127,6 +131,7 @@ impl Gemm {
         Ok(Gemm {
             device: device.clone(),
             few: Few::new(device, kernels),
+            gated: Gated::new(device, kernels),
             handle,
             preference,
             plain: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT)?,
@@ -220,7 +225,8 @@ impl Gemm {
         let layouts = Layouts::new(w).map_err(failed)?;
         let largest = MAX_BUCKET.min((MAX_TRIAL / w.n).max(1).next_power_of_two() / 2).max(TRIAL_ROWS);
         let trial = Trial::new(&self.device, uploads, w, largest)?;
-        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms: [Vec::new(), Vec::new()], choices: Vec::new(), few: 0 };
+        let mut plan =
+            Plan { n: w.n, k: w.k, layouts, algorithms: [Vec::new(), Vec::new()], choices: Vec::new(), few: 0, gated: [false; 2] };
         for bias in [false, true] {
             let bias_at = bias.then(|| trial.bias.ptr());
             let call = |rows| Call { w: w.ptr(), x: trial.x.ptr(), bias: bias_at, out: trial.out.ptr(), rows, add: false };
@@ -237,6 +243,7 @@ impl Gemm {
                 };
                 plan.few = (1..=few::MAX_ROWS).take_while(|rows| self.few.takes(w, *rows)).take_while(admits).last().unwrap_or(0);
             }
+            plan.gated[usize::from(bias)] = self.gated.takes(w) && self.gated_agrees(w, bias_at, &trial, largest)?;
             for rows in (0..).map(|bucket| 1usize << bucket).take_while(|rows| *rows <= largest) {
                 let place = Row { n: w.n, k: w.k, rows, bias, algorithm: Algorithm(reference.data) };
                 let known = if self.tune { None } else { self.table.find(&place) };
@@ -269,6 +276,27 @@ impl Gemm {
             }
         }
         Ok(plan)
+    }
+
+    /// Whether products that are activated where they are summed have the bits of the reference, whose rows the trial holds, activated.
+    fn gated_agrees(&self, w: &Weight, bias: Option<u64>, trial: &Trial, most: usize) -> Result<bool> {
+        let stride = row_stride(w.n / 2);
+        let out = Buf::<bf16>::new(&self.device, most * stride)?;
+        let read = |row: usize, rows: usize| {
+            let mut values = vec![0u16; rows * stride];
+            self.device.synchronize();
+            // Safety: the buffer holds these rows; the stream is empty.
+            check_cuda("reading a trial", unsafe { result::memcpy_dtoh_sync(&mut values, out.at(row * stride)) });
+            values
+        };
+        self.gated.activate(trial.out.ptr(), TRIAL_ROWS, w.n / 2, out.ptr());
+        let expected = read(0, TRIAL_ROWS);
+        Ok(self.gated.trial_rows(most).all(|rows| {
+            self.device.zero(out.ptr(), most * stride * size_of::<bf16>());
+            self.gated.launch(w, &GatedCall { x: trial.x.ptr(), bias, rows, out: out.ptr() });
+            let agrees = |row: usize| read(row, 1) == expected[row % TRIAL_ROWS * stride..][..stride];
+            [0, rows / 2, rows - 1].into_iter().all(agrees)
+        }))
     }
 
     /// The fastest of the admitted candidates, with its time, the first one's and the fastest of all.
@@ -336,6 +364,24 @@ impl Gemm {
             r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && r.workspaceSize == 0 && splits(&r.algo) <= 1
         };
         Ok(results[..found as usize].iter().filter(usable).map(|r| r.algo).collect())
+    }
+
+    pub fn gated(&self) -> &Gated {
+        &self.gated
+    }
+
+    /// Product and activation in one, if that was admitted for the weight.
+    pub fn run_gated(&self, w: &Weight, call: &GatedCall) -> bool {
+        let admitted = self.plans.borrow()[w.plan].gated[usize::from(call.bias.is_some())];
+        if admitted && call.rows > 0 {
+            self.gated.launch(w, call);
+        }
+        admitted
+    }
+
+    /// Shapes `[n, k]` so far, and whether their products are activated where they are summed, without and with a bias.
+    pub fn gated_shapes(&self) -> Vec<([usize; 2], [bool; 2])> {
+        self.plans.borrow().iter().map(|plan| ([plan.n, plan.k], plan.gated)).collect()
     }
 
     /// Shapes `[n, k]` so far, and up to how many rows our own kernel takes of them.

@@ -12,9 +12,15 @@ use super::device::{Device, Kernel};
 use super::nvrtc;
 use crate::error::{Error, Result};
 
+/// Threads of most kernels.
+pub const BLOCK: usize = 256;
+/// Elements of a block of the elementwise kernels.
+pub const ELEMENTS: usize = 1024;
+
 /// What every source may include.
 const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
+    ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
     ("philox.cuh", include_str!("../../../kernels/philox.cuh")),
     ("attention_items.cuh", include_str!("../../../kernels/attention_items.cuh")),
     ("attention_rows.cuh", include_str!("../../../kernels/attention_rows.cuh")),
@@ -40,8 +46,14 @@ const SOURCES: &[Source] = &[
         name: "elementwise.cu",
         text: include_str!("../../../kernels/elementwise.cu"),
         kernels: &["embed", "scatter_rows", "gather_rows", "rms_norm", "silu_mul", "gelu", "deliver"],
+        only: None,
     },
-    Source { name: "rope.cu", text: include_str!("../../../kernels/rope.cu"), kernels: &["rope_table", "rope_qkv", "rope_vision"] },
+    Source {
+        name: "rope.cu",
+        text: include_str!("../../../kernels/rope.cu"),
+        kernels: &["rope_table", "rope_qkv", "rope_vision"],
+        only: None,
+    },
     Source {
         name: "attention.cu",
         text: include_str!("../../../kernels/attention.cu"),
@@ -55,20 +67,44 @@ const SOURCES: &[Source] = &[
             "attention_narrow_64",
             "attention_narrow_128",
         ],
+        only: None,
     },
     Source {
         name: "prompt_attention.cu",
         text: include_str!("../../../kernels/prompt_attention.cu"),
         kernels: &["prompt_attention_16", "prompt_attention_32", "prompt_attention_64", "prompt_attention_128"],
+        only: None,
     },
     Source {
         name: "gemm_few.cu",
         text: include_str!("../../../kernels/gemm_few.cu"),
         kernels: &["gemm_few_2", "gemm_few_3", "gemm_few_7"],
+        only: None,
     },
-    Source { name: "segment_attention.cu", text: include_str!("../../../kernels/segment_attention.cu"), kernels: SEGMENT_ATTENTION },
-    Source { name: "sample.cu", text: include_str!("../../../kernels/sample.cu"), kernels: &["sample_parts", "sample", "reset_slot"] },
-    Source { name: "weights.cu", text: include_str!("../../../kernels/weights.cu"), kernels: &["check_weight", "store_weight"] },
+    Source {
+        name: "gemm_silu.cu",
+        text: include_str!("../../../kernels/gemm_silu.cu"),
+        kernels: &["gemm_silu_64", "gemm_silu_128", "gemm_silu_256"],
+        only: Some("sm_90a"),
+    },
+    Source {
+        name: "segment_attention.cu",
+        text: include_str!("../../../kernels/segment_attention.cu"),
+        kernels: SEGMENT_ATTENTION,
+        only: None,
+    },
+    Source {
+        name: "sample.cu",
+        text: include_str!("../../../kernels/sample.cu"),
+        kernels: &["sample_parts", "sample", "reset_slot"],
+        only: None,
+    },
+    Source {
+        name: "weights.cu",
+        text: include_str!("../../../kernels/weights.cu"),
+        kernels: &["check_weight", "store_weight"],
+        only: None,
+    },
 ];
 
 /// The walks for heads of a padded width: many rows a block, a prompt's chunk for many rows, few rows a block.
@@ -123,6 +159,13 @@ struct Source {
     name: &'static str,
     text: &'static str,
     kernels: &'static [&'static str],
+    /// The one architecture whose instructions it uses; `None`: every one.
+    only: Option<&'static str>,
+}
+
+/// What is compiled for an architecture.
+fn sources(arch: &str) -> impl Iterator<Item = &'static Source> {
+    SOURCES.iter().filter(move |source| source.only.is_none_or(|only| only == arch))
 }
 
 fn options(arch: &str) -> Vec<String> {
@@ -149,7 +192,7 @@ impl Kernels {
         let arch = device.arch();
         let version = nvrtc::version()?;
         let mut kernels = Kernels { by_name: HashMap::new(), modules: Vec::new(), device: device.clone() };
-        for source in SOURCES {
+        for source in sources(&arch) {
             let path = cache_file(source, &arch, version);
             let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
             if cached.is_none_or(|cubin| kernels.add(source, &cubin).is_err()) {
@@ -183,7 +226,12 @@ impl Kernels {
     }
 
     pub fn get(&self, name: &str) -> Kernel {
-        *self.by_name.get(name).unwrap_or_else(|| panic!("no kernel {name}"))
+        self.find(name).unwrap_or_else(|| panic!("no kernel {name}"))
+    }
+
+    /// A kernel that not every chip has.
+    pub fn find(&self, name: &str) -> Option<Kernel> {
+        self.by_name.get(name).copied()
     }
 
     /// Lets every kernel have the shared memory that a block of this device can have; 48 KB without asking.
@@ -262,7 +310,7 @@ pub struct Usage {
 /// As [`Kernels::load`], and a kernel of the table that no source defines.
 pub fn usage(arch: &str) -> Result<Vec<Usage>> {
     let mut all = Vec::new();
-    for source in SOURCES {
+    for source in sources(arch) {
         let compiled = nvrtc::compile(source.name, source.text, HEADERS, &options(arch))?;
         let found = parse_usage(source.name, &compiled.log);
         if let Some(missing) = source.kernels.iter().find(|name| !found.iter().any(|usage| usage.kernel == **name)) {

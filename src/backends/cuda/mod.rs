@@ -1,4 +1,4 @@
-//! The backend of NVIDIA GPUs: own kernels for everything but GEMMs, which cublasLt does.
+//! The backend of NVIDIA GPUs: own kernels for everything but most GEMMs, which cublasLt does.
 //!
 //! Nothing of CUDA is needed to build or start the program; driver, compiler and cublasLt are found when a GPU is asked for. All
 //! work goes down one stream, so buffers are written and read in the order of the calls.
@@ -8,6 +8,7 @@
 mod attention;
 mod device;
 mod few;
+mod gated;
 mod gemm;
 mod gemm_table;
 mod graph;
@@ -16,6 +17,7 @@ mod libs;
 mod nvrtc;
 mod shared;
 mod staging;
+mod tensor_map;
 mod timeline;
 mod weight;
 
@@ -33,18 +35,15 @@ use crate::error::Result;
 use attention::{Plan, padded_dim};
 pub use device::Buf;
 use device::{Args, Device, check};
+use gated::GatedCall;
 pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;
-use kernels::Kernels;
+use kernels::{BLOCK, ELEMENTS, Kernels};
 use shared::Door;
 use staging::{Collected, Downloads, Ticket, Uploads};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
-/// Threads of most kernels.
-const BLOCK: usize = 256;
-/// Elements of a block of the elementwise kernels.
-const ELEMENTS: usize = 1024;
 /// Logits of one part of the sampler's first pass.
 const SAMPLE_PART: usize = 8192;
 /// Bytes that the sampler keeps of a part.
@@ -131,6 +130,12 @@ impl Cuda {
     /// Shapes `[n, k]` of weights, and up to how many rows of a product our own kernel was found to compute with equal bits.
     pub fn gemm_few(&self) -> Vec<([usize; 2], usize)> {
         self.gemm.few()
+    }
+
+    /// Shapes `[n, k]` of weights, and whether our own kernel was found to compute and activate their products with equal bits: without
+    /// a bias, and with one.
+    pub fn gemm_gated(&self) -> Vec<([usize; 2], [bool; 2])> {
+        self.gemm.gated_shapes()
     }
 
     /// Milliseconds that the device needs for what `launches` asks of it.
@@ -344,9 +349,25 @@ impl Backend for Cuda {
     }
 
     fn silu_mul(&self, gate_up: &Buf<f32>, rows: usize, width: usize, out: &mut Buf<bf16>) {
-        let grid = [width.div_ceil(ELEMENTS), rows.min(65_535), 1];
-        let args = Args::default().buf(gate_up).int(rows).int(width).int(row_stride(width)).buf(out);
-        self.launch("silu_mul", grid, BLOCK, 0, args);
+        self.gemm.gated().activate(gate_up.ptr(), rows, width, out.ptr());
+    }
+
+    fn gemm_silu_mul(
+        &self,
+        x: &Buf<bf16>,
+        w: &Weight,
+        bias: Option<&Buf<f32>>,
+        (rows, width): (usize, usize),
+        gate_up: &mut Buf<f32>,
+        out: &mut Buf<bf16>,
+    ) {
+        assert_eq!(w.n, 2 * width, "gates and ups");
+        assert!(rows * w.ld <= x.len() && rows * row_stride(width) <= out.len(), "{rows} rows by [{}, {}] exceed their buffers", w.n, w.k);
+        let call = GatedCall { x: x.ptr(), bias: bias.map(Buf::ptr), rows, out: out.ptr() };
+        if !self.gemm.run_gated(w, &call) {
+            self.gemm(x, w, bias, rows, Store::Write, gate_up);
+            self.silu_mul(gate_up, rows, width, out);
+        }
     }
 
     fn sample(&self, logits: &Buf<f32>, inputs: SampleInputs<'_, Self>, n: usize, state: &mut SamplerState<Self>, out: &mut Buf<Sampled>) {

@@ -1,0 +1,83 @@
+// What sm_90a adds: barriers that count bytes, copies of tiles by the tensor memory accelerator, products of 64 rows by a warpgroup.
+#pragma once
+#include "common.cuh"
+
+// As the driver encodes one; lives in a kernel's parameters.
+struct __align__(64) TensorMap {
+    u8 bytes[128];
+};
+
+// ---- barriers in shared memory: a phase ends when as many have arrived as `init` says and all bytes that were promised have come
+
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Makes barriers known to the accelerator.
+__device__ __forceinline__ void barriers_are_there() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// Arrives, and promises bytes.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+// Waits for the end of the phase of this parity.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+// ---- copies of a box of a matrix; the barrier counts its bytes, those outside of the matrix come as zeros
+
+__device__ __forceinline__ void copy_box(u32 dst, const TensorMap& map, u32 column, u32 row, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(dst), "l"(&map),
+                 "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+// ---- registers of a warpgroup's threads
+
+template <u32 N>
+__device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <u32 N>
+__device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// ---- products of a warpgroup
+
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until no more than N groups are under way.
+template <u32 N>
+__device__ __forceinline__ void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// Rows of 64 bf16 one after the other, their pieces of 16 bytes permuted among eight rows as the accelerator does (128-byte swizzle), from a
+// multiple of 1,024 bytes on. `+ 2`: sixteen columns on.
+__device__ __forceinline__ u64 tile_descriptor(u32 address) { return (u64)((address & 0x3FFFF) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+
+#define PLACES(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define SUMS_4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define SUMS_8(i) SUMS_4(i), SUMS_4(i + 4)
+#define SUMS_40(i) SUMS_8(i), SUMS_8(i + 8), SUMS_8(i + 16), SUMS_8(i + 24), SUMS_8(i + 32)
+
+// c += a · bᵀ for 64 rows of a, 176 of b and 16 columns. Lane l of warp w of the warpgroup has rows 16w + l / 4 and + 8, columns 8j + 2 (l % 4)
+// and + 1: c[4j ..] are (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
+__device__ __forceinline__ void add_products(f32 (&c)[88], u64 a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3)
+                     PLACES(4) PLACES(5) PLACES(6) PLACES(7) "%80, %81, %82, %83, %84, %85, %86, %87}, %88, %89, 1, 1, 1, 0, 0;"
+                 : SUMS_40(0), SUMS_40(40), SUMS_8(80)
+                 : "l"(a), "l"(b));
+}
