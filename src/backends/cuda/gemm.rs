@@ -236,6 +236,8 @@ impl Gemm {
                 })?;
             self.launch(&plan.layouts, call(TRIAL_ROWS), &reference).map_err(failed)?;
             let expected = trial.read(0, TRIAL_ROWS, w.n);
+            // While the trial still holds the reference's rows.
+            plan.gated[usize::from(bias)] = self.gated.takes(w) && self.gated_agrees(w, bias_at, &trial, largest)?;
             if !bias {
                 let admits = |rows: &usize| {
                     self.few.launch(w, &call(*rows));
@@ -243,7 +245,6 @@ impl Gemm {
                 };
                 plan.few = (1..=few::MAX_ROWS).take_while(|rows| self.few.takes(w, *rows)).take_while(admits).last().unwrap_or(0);
             }
-            plan.gated[usize::from(bias)] = self.gated.takes(w) && self.gated_agrees(w, bias_at, &trial, largest)?;
             for rows in (0..).map(|bucket| 1usize << bucket).take_while(|rows| *rows <= largest) {
                 let place = Row { n: w.n, k: w.k, rows, bias, algorithm: Algorithm(reference.data) };
                 let known = if self.tune { None } else { self.table.find(&place) };
