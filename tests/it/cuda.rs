@@ -1,6 +1,8 @@
 //! The GPU against golden vectors and against itself. Without one these pass and say so; `GROUPER_REQUIRE_CUDA=1` makes its absence a
 //! failure.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use grouper::backends::Backend;
 use grouper::backends::cpu::Cpu;
 use grouper::backends::cuda::Cuda;
@@ -15,9 +17,12 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use crate::golden::{self, floats, ids, max_diff};
 use crate::{engine, golden_model};
 
-fn gpu() -> Option<Cuda> {
+/// The GPU, for one test at a time: an engine takes what is left of its memory.
+fn gpu() -> Option<(MutexGuard<'static, ()>, Cuda)> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     match Cuda::new(0, true, false) {
-        Ok(cuda) => Some(cuda),
+        Ok(cuda) => Some((turn, cuda)),
         Err(e) => {
             assert!(std::env::var("GROUPER_REQUIRE_CUDA").as_deref() != Ok("1"), "{e}");
             println!("no GPU: {e}");
@@ -28,7 +33,7 @@ fn gpu() -> Option<Cuda> {
 
 #[test]
 fn cuda_passes_the_self_test() {
-    if gpu().is_some() {
+    if let Some(_turn) = gpu() {
         let model = golden::model("tiny-vl");
         selftest::run(&SelftestConfig { device: Device::Cuda(0), small: true, kernels: true, engine: true, model, sequences: 512 })
             .unwrap();
@@ -52,7 +57,7 @@ fn features<B: Backend>(b: &B, model: &str, media: &[&MediaInput]) -> Vec<f32> {
 /// Against f32 no further away than the definition in bf16 is.
 #[test]
 fn cuda_vision_is_as_close_to_transformers_as_the_definition() {
-    let Some(cuda) = gpu() else { return };
+    let Some((_turn, cuda)) = gpu() else { return };
     let image = |name: &str| golden_model::image(&format!("pixels/{name}.safetensors"));
     let (gradient, exif6, photo) = (image("gradient"), image("exif6"), image("photo"));
     for (file, model, media) in [
@@ -72,7 +77,7 @@ fn cuda_vision_is_as_close_to_transformers_as_the_definition() {
 #[test]
 fn cuda_logps_stay_close_to_f32() {
     for case in golden::cases("logps") {
-        let Some(cuda) = gpu() else { return };
+        let Some((_turn, cuda)) = gpu() else { return };
         let prompt_case = golden_model::greedy_case(case["prompt"].as_str().unwrap());
         let mut teacher = golden_model::Teacher::new(cuda, case["model"].as_str().unwrap());
         let prompt = golden::prompt(&prompt_case, &teacher.model.config.clone());
@@ -89,9 +94,7 @@ fn cuda_logps_stay_close_to_f32() {
 /// The engine's property test on the GPU, with media, for as many workloads as take a minute.
 #[test]
 fn cuda_samples_have_the_same_bits_whatever_else_the_engine_does() {
-    if gpu().is_none() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let base = EngineConfig { device: Device::Cuda(0), dtype: ServingDtype::Bfloat16, ..Default::default() };
     let mut runner = TestRunner::new(Config { cases: 40, max_shrink_iters: 40, failure_persistence: None, ..Default::default() });
     let strategy = (proptest::collection::vec(engine::work(), 1..7), engine::squeeze());
