@@ -1,4 +1,4 @@
-//! The seam between the model and a device: one method of [`Backend`] is one kernel launch.
+//! The seam between the model and a device: one method of [`Backend`] is one operation, mostly one kernel launch.
 //!
 //! Methods write into buffers that the caller owns and allocate nothing, so that a step can be captured once and replayed.
 //! Whatever changes between steps lives in buffers at fixed addresses ([`Backend::upload`]); scalars are what a captured step

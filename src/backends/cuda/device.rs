@@ -285,6 +285,7 @@ impl Args {
         self
     }
 
+    /// What the tensor memory accelerator knows of a matrix, by value.
     pub fn map(mut self, map: sys::CUtensorMap) -> Self {
         self.maps.push((self.len, map));
         self.push(0)

@@ -56,9 +56,9 @@ impl Gated {
     }
 
     /// Numbers of rows with which each kernel is tried: tiles that are full, begun, and several.
-    pub fn trial_rows(&self, most: usize) -> impl Iterator<Item = usize> {
+    pub fn trial_rows(&self, most: usize) -> Vec<usize> {
         let edges = self.variants.iter().flat_map(|v| [v.rows / 2 + 1, v.rows]);
-        edges.chain([1, 700, most]).filter(move |rows| *rows <= most).collect::<Vec<_>>().into_iter()
+        edges.chain([1, 700, most]).filter(|rows| *rows <= most).collect()
     }
 
     pub fn launch(&self, w: &Weight, call: &GatedCall) {

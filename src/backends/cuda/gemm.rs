@@ -292,7 +292,7 @@ impl Gemm {
         };
         self.gated.activate(trial.out.ptr(), TRIAL_ROWS, w.n / 2, out.ptr());
         let expected = read(0, TRIAL_ROWS);
-        Ok(self.gated.trial_rows(most).all(|rows| {
+        Ok(self.gated.trial_rows(most).into_iter().all(|rows| {
             self.device.zero(out.ptr(), most * stride * size_of::<bf16>());
             self.gated.launch(w, &GatedCall { x: trial.x.ptr(), bias, rows, out: out.ptr() });
             let agrees = |row: usize| read(row, 1) == expected[row % TRIAL_ROWS * stride..][..stride];
