@@ -38,8 +38,8 @@ pub fn run(ordinal: usize) -> Result<()> {
     for rows in [64, 128, 256, 512, 8192] {
         gated(&cuda, rows, [11_008, 2048])?;
     }
-    for (prompt, own) in [(0, 1024), (256, 512), (256, 1024), (1250, 256)] {
-        attention(&cuda, prompt, own, copy)?;
+    for (rows, prompt, own) in [(512, 0, 1024), (512, 256, 512), (512, 256, 1024), (256, 1250, 8), (256, 1250, 256), (256, 1250, 512)] {
+        attention(&cuda, rows, [prompt, own], copy)?;
     }
     sampler(&cuda)
 }
@@ -75,28 +75,28 @@ fn gated(cuda: &Cuda, rows: usize, [width, k]: [usize; 2]) -> Result<()> {
 }
 
 /// A decode step's attention: groups of eight with a prompt of their own.
-fn attention(cuda: &Cuda, prompt: usize, own: usize, copy: f64) -> Result<()> {
+fn attention(cuda: &Cuda, rows: usize, [prompt, own]: [usize; 2], copy: f64) -> Result<()> {
     let [prompt_blocks, own_blocks] = [prompt, own].map(|keys| keys.div_ceil(BLOCK_SIZE));
-    let num_blocks = ROWS / GROUP * prompt_blocks + ROWS * own_blocks;
+    let num_blocks = rows / GROUP * prompt_blocks + rows * own_blocks;
     let tables: Vec<u32> = (0..num_blocks as u32).collect();
     let span = |row: usize| Span {
         first_row: row as u32,
         num_rows: 1,
         prompt_table: (row / GROUP * prompt_blocks) as u32,
         prompt_keys: prompt as u32,
-        own_table: (ROWS / GROUP * prompt_blocks + row * own_blocks) as u32,
+        own_table: (rows / GROUP * prompt_blocks + row * own_blocks) as u32,
         own_keys: own as u32,
     };
-    let spans: Vec<Span> = (0..ROWS).map(span).collect();
-    let q = upload(cuda, &Numbers::new(51).rounded(ROWS * HEADS.q_width(), 1.0))?;
+    let spans: Vec<Span> = (0..rows).map(span).collect();
+    let q = upload(cuda, &Numbers::new(51).rounded(rows * HEADS.q_width(), 1.0))?;
     let kv = cuda.alloc_kv(num_blocks, HEADS)?;
-    let mut plan = cuda.alloc_attention_plan(ROWS, ROWS, tables.len(), HEADS)?;
+    let mut plan = cuda.alloc_attention_plan(rows, rows, tables.len(), HEADS)?;
     cuda.plan_attention(&spans, &tables, &mut plan);
-    let mut out = cuda.alloc::<bf16>(ROWS * HEADS.q_width())?;
-    let us = best(cuda, || cuda.attention(&q, &kv, &plan, HEADS, ROWS, &mut out));
-    let keys = ROWS / GROUP * prompt + ROWS * own;
+    let mut out = cuda.alloc::<bf16>(rows * HEADS.q_width())?;
+    let us = best(cuda, || cuda.attention(&q, &kv, &plan, HEADS, rows, &mut out));
+    let keys = rows / GROUP * prompt + rows * own;
     let gigabytes = (keys * HEADS.num_kv_heads * HEADS.head_dim * 4) as f64 / us / 1e3;
-    let what = format!("attention: {ROWS} rows, {own} keys each, prompts of {prompt} for {GROUP} rows");
+    let what = format!("attention: {rows} rows, {own} keys each, prompts of {prompt} for {GROUP} rows");
     println!("{what:<64} {us:>8.1}  {gigabytes:.0} GB/s of keys and values, {:.0} % of the copy", 100.0 * gigabytes / copy);
     Ok(())
 }
