@@ -225,22 +225,24 @@ async fn started_groups_finish_on_the_old_weights() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn samples_cross_a_change_and_later_ones_begin_anew() {
+    // Long enough that a busy machine does not miss them.
+    const LEN: u64 = 400;
     let new = weights(1);
     let folder = model_folder(&new);
     let fresh = Server::serve(folder.path(), "");
-    let expected = drawn(&fresh.post(ROLLOUTS, &rollout(&["one"], 60, 1)).await.ok());
+    let expected = drawn(&fresh.post(ROLLOUTS, &rollout(&["one"], LEN as usize, 1)).await.ok());
     fresh.stop().await;
     // Two of four samples run when the change comes; the others start on a prompt of the new weights.
     let server = Server::start("--max-num-seqs 2");
-    let old = drawn(&server.post(ROLLOUTS, &rollout(&["one"], 60, 1)).await.ok());
+    let old = drawn(&server.post(ROLLOUTS, &rollout(&["one"], LEN as usize, 1)).await.ok());
     assert_ne!(old, expected);
     let (url, client, before) = (server.url.clone(), server.client.clone(), generated(&server));
-    let request = client.post(format!("{url}{ROLLOUTS}")).json(&rollout(&["one"], 60, 4));
+    let request = client.post(format!("{url}{ROLLOUTS}")).json(&rollout(&["one"], LEN as usize, 4));
     let running = tokio::spawn(async move { Reply::of(request).await.ok() });
     until("a few tokens", || generated(&server) > before + 10).await;
     assert_eq!(server.post("/v1/engine/pause?mode=keep", &json!({})).await.ok()["state"], "paused");
     let at = generated(&server);
-    assert!(at < before + 120, "the samples ended before the pause");
+    assert!(at < before + 2 * LEN, "the samples ended before the pause");
     put(&server, "", serialize(&new)).await.error(409);
     put(&server, "?apply=continue", serialize(&new)).await.ok();
     assert_eq!(generated(&server), at, "a paused engine drew");
@@ -252,18 +254,22 @@ async fn samples_cross_a_change_and_later_ones_begin_anew() {
         let spans = spans(sample);
         match index < 2 {
             true => {
-                let [(0, 0, middle), (1, start, 60)] = spans[..] else { panic!("{index}: {spans:?}") };
-                assert!(middle == start && (1..60).contains(&middle), "{spans:?}");
+                let [(0, 0, middle), (1, start, LEN)] = spans[..] else { panic!("{index}: {spans:?}") };
+                assert!(middle == start && (1..LEN).contains(&middle), "{spans:?}");
                 let ids = |value: &Value| value.as_array().unwrap()[..middle as usize].to_vec();
                 assert_eq!(ids(&sample["token_ids"]), ids(&old[0][0].0), "drawn before the change");
             }
             false => {
-                assert_eq!(spans, [(1, 0, 60)]);
+                assert_eq!(spans, [(1, 0, LEN)]);
                 assert_eq!((sample["token_ids"].clone(), sample["logps"].clone()), expected[0][0], "sample {index}");
             }
         }
     }
-    assert_eq!(drawn(&server.post(ROLLOUTS, &rollout(&["one"], 60, 1)).await.ok()), expected, "no prefix of the old weights is found");
+    assert_eq!(
+        drawn(&server.post(ROLLOUTS, &rollout(&["one"], LEN as usize, 1)).await.ok()),
+        expected,
+        "no prefix of the old weights is found"
+    );
     server.assert_idle().await;
     server.stop().await;
 }
