@@ -144,8 +144,8 @@ __device__ __forceinline__ void load_keys_and_values(const Args& args, const Cur
         const u16* src = (row < BLOCK_SIZE ? first : second) + (row % BLOCK_SIZE) * DP + piece * 8;
         u32 bytes = row < c.keys ? 16 : 0;
         u32 dst = stage + Tile<DP>::at(row, piece);
-        cp_async16_once(dst, src, bytes);
-        cp_async16_once(dst + TILE * Tile<DP>::ROW, src + side, bytes);
+        cp_async16(dst, src, bytes);
+        cp_async16(dst + TILE * Tile<DP>::ROW, src + side, bytes);
     }
 }
 

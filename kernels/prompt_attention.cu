@@ -44,7 +44,7 @@ struct Chunk {
             for (u32 row = 0; row < TILE; row += ROWS_A_ROUND) {
                 const u16* block = (ROWS_A_ROUND <= BLOCK_SIZE ? row : first_row) < BLOCK_SIZE ? first : second;
                 const u16* src = block + row % BLOCK_SIZE * DP;
-                cp_async16_once(at + row * Tile<DP>::ROW, src, row + first_row < here ? 16 : 0);
+                cp_async16(at + row * Tile<DP>::ROW, src, row + first_row < here ? 16 : 0);
             }
         }
         cp_async_commit();

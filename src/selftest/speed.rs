@@ -38,7 +38,7 @@ pub fn run(ordinal: usize) -> Result<()> {
     for rows in [64, 128, 256, 512, 8192] {
         gated(&cuda, rows, [11_008, 2048])?;
     }
-    for (rows, prompt, own) in [(512, 0, 1024), (512, 256, 512), (512, 256, 1024), (256, 1250, 8), (256, 1250, 256), (256, 1250, 512)] {
+    for (rows, prompt, own) in [(ROWS, 0, 1024), (ROWS, 256, 512), (ROWS, 256, 1024), (256, 1250, 8), (256, 1250, 256), (256, 1250, 512)] {
         attention(&cuda, rows, [prompt, own], copy)?;
     }
     sampler(&cuda)
