@@ -227,18 +227,18 @@ async fn started_groups_finish_on_the_old_weights() {
 async fn samples_cross_a_change_and_later_ones_begin_anew() {
     // Long enough that a busy machine does not miss them.
     const LEN: u64 = 400;
-    let samples = |n| rollout(&["one"], LEN as usize, n);
+    let of_one = |n| rollout(&["one"], LEN as usize, n);
     let new = weights(1);
     let folder = model_folder(&new);
     let fresh = Server::serve(folder.path(), "");
-    let expected = drawn(&fresh.post(ROLLOUTS, &samples(1)).await.ok());
+    let expected = drawn(&fresh.post(ROLLOUTS, &of_one(1)).await.ok());
     fresh.stop().await;
     // Two of four samples run when the change comes; the others start on a prompt of the new weights.
     let server = Server::start("--max-num-seqs 2");
-    let old = drawn(&server.post(ROLLOUTS, &samples(1)).await.ok());
+    let old = drawn(&server.post(ROLLOUTS, &of_one(1)).await.ok());
     assert_ne!(old, expected);
     let (url, client, before) = (server.url.clone(), server.client.clone(), generated(&server));
-    let request = client.post(format!("{url}{ROLLOUTS}")).json(&samples(4));
+    let request = client.post(format!("{url}{ROLLOUTS}")).json(&of_one(4));
     let running = tokio::spawn(async move { Reply::of(request).await.ok() });
     until("a few tokens", || generated(&server) > before + 10).await;
     assert_eq!(server.post("/v1/engine/pause?mode=keep", &json!({})).await.ok()["state"], "paused");
@@ -266,7 +266,7 @@ async fn samples_cross_a_change_and_later_ones_begin_anew() {
             }
         }
     }
-    assert_eq!(drawn(&server.post(ROLLOUTS, &samples(1)).await.ok()), expected, "no prefix of the old weights is found");
+    assert_eq!(drawn(&server.post(ROLLOUTS, &of_one(1)).await.ok()), expected, "no prefix of the old weights is found");
     server.assert_idle().await;
     server.stop().await;
 }
