@@ -240,7 +240,8 @@ impl SelftestArgs {
         let sequences = self.sequences.unwrap_or(if self.small { 128 } else { 1024 });
         let sequences = at_least_1("--sequences", sequences)?;
         let [kernels, engine] = [SelftestPart::Kernels, SelftestPart::Engine].map(|part| self.only.is_none_or(|only| only == part));
-        Ok(SelftestConfig { device: device(&self.device)?, small: self.small, kernels, engine, model, sequences })
+        let enforce_eager = self.enforce_eager;
+        Ok(SelftestConfig { device: device(&self.device)?, small: self.small, kernels, engine, model, sequences, enforce_eager })
     }
 }
 

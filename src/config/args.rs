@@ -78,6 +78,9 @@ pub struct SelftestArgs {
     /// Sequences of the checks of the engine, half of them with images (at least 96) [default: 1024, with --small 128]
     #[arg(long)]
     pub sequences: Option<usize>,
+    /// Launch the engine's steps kernel by kernel, for tools that watch launches
+    #[arg(long)]
+    pub enforce_eager: bool,
 }
 
 #[derive(Debug, Args)]

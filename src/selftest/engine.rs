@@ -38,10 +38,12 @@ type Groups = Vec<Vec<SampleOutput>>;
 
 pub fn run(config: &SelftestConfig, table: &mut Table) -> Result<()> {
     let model = ModelConfig::load(&config.model)?;
-    let works = works(&model, config.sequences.div_ceil(GROUP).max(LEAST_GROUPS));
-    let base = base(config, &works);
-    let expected = one_engine(config, &base, &works, table)?;
-    other_engines(config, &base, &works, &expected, table)?;
+    let groups = config.sequences.div_ceil(GROUP).max(LEAST_GROUPS);
+    let all = works(&model, config.sequences.max(groups));
+    let works = &all[..groups];
+    let base = base(config, works, longest(&all));
+    let expected = one_engine(config, &base, works, &all, table)?;
+    other_engines(config, &base, works, &expected, table)?;
     if config.device != Device::Cpu && model.hidden_size <= 512 {
         let few = &works[..works.len().min(ON_CPU)];
         let cpu = Session::start(&config.model, &EngineConfig { device: Device::Cpu, ..base })?;
@@ -51,11 +53,15 @@ pub fn run(config: &SelftestConfig, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
+/// Tokens of the longest prompt with its samples.
+fn longest(works: &[Work]) -> usize {
+    works.iter().map(Work::longest).max().unwrap_or(2)
+}
+
 /// Room for everything at once.
-fn base(config: &SelftestConfig, works: &[Work]) -> EngineConfig {
+fn base(config: &SelftestConfig, works: &[Work], longest: usize) -> EngineConfig {
     let sequences = works.len() * GROUP;
     let blocks: usize = works.iter().map(|w| prompt_blocks(w) + GROUP * w.sampling.max_tokens.div_ceil(BLOCK_SIZE)).sum();
-    let longest = works.iter().map(Work::longest).max().unwrap_or(2);
     EngineConfig {
         device: config.device,
         dtype: ServingDtype::Bfloat16,
@@ -64,6 +70,7 @@ fn base(config: &SelftestConfig, works: &[Work]) -> EngineConfig {
         max_num_batched_tokens: if config.device == Device::Cpu { 1024 } else { 8192 },
         kv_cache: KvBudget::Blocks(blocks + longest.div_ceil(BLOCK_SIZE) + 2),
         lag: 1,
+        enforce_eager: config.enforce_eager,
         ..Default::default()
     }
 }
@@ -72,8 +79,8 @@ fn prompt_blocks(work: &Work) -> usize {
     work.prompt.token_ids.len().div_ceil(BLOCK_SIZE)
 }
 
-/// What one engine does to the same samples; returns them.
-fn one_engine(config: &SelftestConfig, base: &EngineConfig, works: &[Work], table: &mut Table) -> Result<Groups> {
+/// What one engine does to the same samples; returns them. `all`: these groups and more, of which one sample each is compared.
+fn one_engine(config: &SelftestConfig, base: &EngineConfig, works: &[Work], all: &[Work], table: &mut Table) -> Result<Groups> {
     let engine = Session::start(&config.model, base)?;
     let started = Instant::now();
     let expected = engine.generate(works, 0..works.len())?;
@@ -87,13 +94,21 @@ fn one_engine(config: &SelftestConfig, base: &EngineConfig, works: &[Work], tabl
     let hits = engine.prefix_hits() - hits;
     compared.report(table, format!("again: {hits} blocks of prompts cached"), hits > 0, started);
 
-    let (started, mut compared) = (Instant::now(), Compared::default());
-    for (work, expected) in works.iter().zip(&expected) {
-        engine.handle.reset_caches()?;
-        let stream = engine.handle.submit(work.request(1, work.sampling.max_tokens))?;
-        compared.group(work, &expected[..1], &engine.drain(stream, 1)?);
+    let started = Instant::now();
+    let firsts = engine.together(all.iter().map(|work| (work.request(1, usize::MAX), 1)))?;
+    let mut compared = Compared::default();
+    for ((work, expected), first) in works.iter().zip(&expected).zip(&firsts) {
+        compared.group(work, expected, first);
     }
-    compared.report(table, "the first of each group, alone".into(), true, started);
+    compared.report(table, format!("without the rest of their groups, {} groups", all.len()), true, started);
+
+    let (started, mut compared) = (Instant::now(), Compared::default());
+    for (work, first) in all.iter().zip(&firsts) {
+        engine.handle.reset_caches()?;
+        let stream = engine.handle.submit(work.request(1, usize::MAX))?;
+        compared.group(work, first, &engine.drain(stream, 1)?);
+    }
+    compared.report(table, "each alone".into(), compared.text + compared.media == all.len(), started);
 
     let (started, mut compared) = (Instant::now(), Compared::default());
     for (work, samples) in works.iter().zip(&expected) {
@@ -138,7 +153,7 @@ fn other_engines(config: &SelftestConfig, base: &EngineConfig, works: &[Work], e
     // Prompts and samples of the long groups as they are expected to end after a short sample, which is not how they end.
     let long: Vec<usize> = (0..works.len()).filter(|i| works[*i].sampling.max_tokens == LONGEST).collect();
     let short_of: usize = long.iter().map(|i| prompt_blocks(&works[*i]) + GROUP * 2).sum();
-    let least = works.iter().map(Work::longest).max().unwrap_or(2).div_ceil(BLOCK_SIZE) + 2;
+    let least = base.max_model_len.unwrap_or(longest(works)).div_ceil(BLOCK_SIZE) + 2;
     let tight = EngineConfig { lag: 2, kv_cache: KvBudget::Blocks(short_of.max(least)), ..base.clone() };
     let chunks = EngineConfig {
         lag: 2,

@@ -38,6 +38,8 @@ pub struct SelftestConfig {
     pub model: PathBuf,
     /// Sequences of those.
     pub sequences: usize,
+    /// Launches every step kernel by kernel.
+    pub enforce_eager: bool,
 }
 
 /// Runs every check and prints a row each.
