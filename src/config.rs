@@ -240,8 +240,17 @@ impl SelftestArgs {
         let sequences = self.sequences.unwrap_or(if self.small { 128 } else { 1024 });
         let sequences = at_least_1("--sequences", sequences)?;
         let [kernels, engine] = [SelftestPart::Kernels, SelftestPart::Engine].map(|part| self.only.is_none_or(|only| only == part));
-        let enforce_eager = self.enforce_eager;
-        Ok(SelftestConfig { device: device(&self.device)?, small: self.small, kernels, engine, model, sequences, enforce_eager })
+        let max_tokens = self.max_tokens.map(|tokens| at_least_1("--max-tokens", tokens)).transpose()?;
+        Ok(SelftestConfig {
+            device: device(&self.device)?,
+            small: self.small,
+            kernels,
+            engine,
+            model,
+            sequences,
+            max_tokens,
+            enforce_eager: self.enforce_eager,
+        })
     }
 }
 

@@ -38,6 +38,8 @@ pub struct SelftestConfig {
     pub model: PathBuf,
     /// Sequences of those.
     pub sequences: usize,
+    /// No sequence gets more new tokens.
+    pub max_tokens: Option<usize>,
     /// Launches every step kernel by kernel.
     pub enforce_eager: bool,
 }

@@ -10,8 +10,8 @@ use crate::model::mrope::{self, MediaGrid};
 
 /// Samples of a group.
 pub const GROUP: usize = 8;
-/// Tokens of prompts around the edges of blocks, tiles and chunks.
-const PROMPTS: &[usize] = &[1, 31, 32, 33, 64, 90, 150, 255, 256, 257, 300, 513];
+/// Tokens of prompts around the edges of blocks, tiles and chunks; the first fills some of each.
+const PROMPTS: &[usize] = &[300, 1, 32, 257, 64, 90, 150, 255, 256, 31, 33, 513];
 /// New tokens. A few samples get long, so that a cache that holds the others may not hold them.
 const LENGTHS: &[usize] = &[32, 48, 33, 64, 32, LONGEST, 40, 32];
 pub const LONGEST: usize = 96;
@@ -47,8 +47,8 @@ impl Work {
     }
 }
 
-/// Groups, every second of which shows images if the model sees.
-pub fn works(model: &ModelConfig, groups: usize) -> Vec<Work> {
+/// Groups, every second of which shows images if the model sees; samples of at most `max_tokens`.
+pub fn works(model: &ModelConfig, groups: usize, max_tokens: usize) -> Vec<Work> {
     let mut numbers = Numbers::new(41);
     let images: Vec<Arc<MediaInput>> = match &model.vision {
         Some(vision) => IMAGES.iter().enumerate().map(|(i, size)| Arc::new(image(&mut numbers, vision, i as u8, *size))).collect(),
@@ -74,13 +74,13 @@ pub fn works(model: &ModelConfig, groups: usize) -> Vec<Work> {
                 }
                 _ => PromptInput { positions: mrope::text_positions(length), token_ids: text, ..Default::default() },
             };
-            Work { prompt: Arc::new(prompt), sampling: sampling(round), key: RngKey([i as u32, 99]) }
+            Work { prompt: Arc::new(prompt), sampling: sampling(round, max_tokens), key: RngKey([i as u32, 99]) }
         })
         .collect()
 }
 
-fn sampling(round: usize) -> SamplingParams {
-    let plain = SamplingParams { max_tokens: LENGTHS[round % LENGTHS.len()], ..Default::default() };
+fn sampling(round: usize, max_tokens: usize) -> SamplingParams {
+    let plain = SamplingParams { max_tokens: LENGTHS[round % LENGTHS.len()].min(max_tokens), ..Default::default() };
     // Samples with counts of their tokens are bounded, so few have them.
     match round % 16 {
         2 | 10 => SamplingParams { temperature: 0.7, top_k: 40, ..plain },
