@@ -159,19 +159,26 @@ __device__ __forceinline__ void attend(const Args& args) {
     const u32 base = smem_u32(smem);
     const f32 scale = args.scale * LOG2_E;
 
-    Cursor next;
-    next.start(args);
+    Cursor<!Team::WIDE> next;
+    next.start(args, S::STAGE, args.shared * Partial<DP>::BYTES);
     // Lists are there since the step began, queries and keys since the launch before.
     if (!args.after_prompts) wait_for_earlier_kernel();
     if (Team::WIDE) let_next_kernel_begin();
     auto load = [&](u32 stage) {
         if (next.valid(args)) {
-            load_keys_and_values<DP>(args, next, base + stage * S::STAGE);
+            if (next.in_partials()) {
+                // The prompt comes first in the order, but it is waited for only now: its walk may still go on.
+                wait_for_earlier_kernel();
+                load_partials<DP>(args, next, base + stage * S::STAGE);
+            } else {
+                load_keys_and_values<DP>(args, next, base + stage * S::STAGE);
+            }
             u32 slot = next.item % STAGES;
             if (next.tile == 0) load_queries<DP, S::ROWS>(args, next, smem + S::E + slot * S::ENTRIES, smem + S::Q + slot * S::QUERIES);
             if (threadIdx.x == 0) {
                 u32 flags = (next.tile == 0 ? FIRST : 0) | (next.tile + 1 == next.tiles ? LAST : 0) | (next.in_prompt() ? PROMPT : 0) | (next.counted ? COUNTED : 0);
-                View view = {next.head, next.num_entries * args.shared, slot, flags, next.segment_tile(), next.segment_keys(), 0, 0};
+                if (next.in_partials()) flags |= PARTIALS;
+                View view = {next.head, next.num_entries * args.shared, slot, flags, next.segment_tile(), next.segment_keys(), next.partials(), 0};
                 *reinterpret_cast<View*>(smem + S::VIEWS + stage * sizeof(View)) = view;
             }
             next.advance(args);
@@ -206,6 +213,16 @@ __device__ __forceinline__ void attend(const Args& args) {
 #pragma unroll
             for (u32 half = 0; half < 2; half++) team.rows.total_lse[half] = neg_inf();
         }
+        if (!Team::WIDE && v.flags & PARTIALS) {
+            const f32* partials = reinterpret_cast<const f32*>(smem + stage * S::STAGE);
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                const u32 row = Team::row_of(half);
+                if (row >= v.num_rows) continue;
+                team.rows.template merge_partials<DP>(half, partials + row * Partial<DP>::LEN, args.shared * Partial<DP>::LEN, v.partials, Team::first_d());
+            }
+            continue;
+        }
         const u32 tile = v.segment_tile;
         if (tile % TILES_A_CHUNK == 0) {
 #pragma unroll
@@ -219,13 +236,6 @@ __device__ __forceinline__ void attend(const Args& args) {
         if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= v.segment_keys) {
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                u32 row = Team::row_of(half);
-                // The prompt comes first in the order, but it is waited for only now: its walk may still go on.
-                if (!Team::WIDE && tile < TILES_A_CHUNK && row < v.num_rows) {
-                    const AttentionEntry& entry = here.entries[row / args.shared];
-                    u64 place = (u64)entry.first_partial * args.num_heads + head_of(row);
-                    if (entry.partial == NONE && entry.num_partials > 0) team.rows.template continue_from<DP>(args, half, place, entry.num_partials, Team::first_d());
-                }
                 team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
             }
         }
@@ -243,11 +253,11 @@ __device__ __forceinline__ void attend(const Args& args) {
 
 #define PARAMETERS                                                                                                                          \
     const u16 *q, const u16 *kv, const u32 *counts, const AttentionItem *items, const AttentionEntry *entries, const u32 *tables,           \
-        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partial_o, f32 *partial_lse, u32 *finished, u32 after_prompts
+        u32 num_heads, u32 num_kv_heads, u32 head_dim, f32 scale, u16 *out, f32 *partials, u32 *finished, u32 after_prompts
 #define ARGUMENTS(kind)                                                                                                                     \
     Args {                                                                                                                                  \
         q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out,\
-            partial_o, partial_lse, finished, after_prompts                                                                                    \
+            partials, finished, after_prompts                                                                                    \
     }
 #define KERNELS(DP)                                                                                                                         \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_wide_##DP(PARAMETERS) { attend<DP, Wide<DP>>(ARGUMENTS(0)); }            \

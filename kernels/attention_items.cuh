@@ -4,7 +4,7 @@
 #include "common.cuh"
 
 struct AttentionItem {
-    u32 first_entry, num_entries, prompt_table, prompt_keys, own_table, own_keys, counted, unused;
+    u32 first_entry, num_entries, prompt_table, prompt_keys, own_table, own_keys, counted, num_partials;
 };
 static_assert(sizeof(AttentionItem) == 32, "AttentionItem");
 
@@ -18,6 +18,14 @@ constexpr u32 WARPS = 4;
 constexpr u32 TILE = ATTENTION_TILE;
 constexpr u32 TILES_A_CHUNK = ATTENTION_CHUNK / ATTENTION_TILE;
 
+// A partial of a row and head: its output, its LSE, and as much as lets eight of them lie in shared memory without sharing banks.
+template <u32 DP>
+struct Partial {
+    static constexpr u32 LSE = DP;
+    static constexpr u32 LEN = DP + 8;
+    static constexpr u32 BYTES = 4 * LEN;
+};
+
 // ---- items
 
 struct Args {
@@ -29,18 +37,21 @@ struct Args {
     u32 num_heads, num_kv_heads, head_dim, shared, num_work;
     f32 scale;
     u16* out;
-    f32* partial_o;
-    f32* partial_lse;
+    f32* partials;
     u32* finished;
     // Whether the launch before this one is the wide walk of the same step: then only what that wrote must be waited for.
     u32 after_prompts;
 };
 
-// A place in the walk over tiles that are loaded: which item and kv head, which of its tiles.
+// A place in the walk over tiles that are loaded: which item and kv head, which of its tiles. Partials that an item GOES_ON from come as tiles
+// of their own, before the last one of its first chunk: by then the walk that makes them has most likely ended.
+template <bool GOES_ON>
 struct Cursor {
     u32 work, head, first_entry, num_entries, counted;
-    u32 prompt_table, prompt_keys, own_table, own_keys;
+    u32 prompt_table, prompt_keys, own_table, own_keys, num_partials;
     u32 prompt_tiles, tiles, tile;
+    // Of tiles of partials: the first, how many, how many partials in each.
+    u32 partials_at, partial_tiles, partials_a_tile;
     // Items before this one.
     u32 item;
     // Of this tile: its blocks and how many keys it has.
@@ -59,14 +70,25 @@ struct Cursor {
         own_table = y.x;
         own_keys = y.y;
         counted = y.z;
+        num_partials = y.w;
         prompt_tiles = cdiv(prompt_keys, TILE);
-        tiles = prompt_tiles + cdiv(own_keys, TILE);
+        const u32 own_tiles = cdiv(own_keys, TILE);
+        partials_at = minus(min_u32(own_tiles, TILES_A_CHUNK), 1);
+        partial_tiles = GOES_ON ? cdiv(num_partials, partials_a_tile) : 0;
+        tiles = prompt_tiles + own_tiles + partial_tiles;
         tile = 0;
     }
 
+    __device__ __forceinline__ bool in_partials() const { return GOES_ON && tile - partials_at < partial_tiles; }
+    // Those of this tile.
+    __device__ __forceinline__ u32 first_partial() const { return (tile - partials_at) * partials_a_tile; }
+    __device__ __forceinline__ u32 partials() const { return min_u32(partials_a_tile, num_partials - first_partial()); }
+
     __device__ __forceinline__ bool in_prompt() const { return tile < prompt_tiles; }
     // Tile of its segment.
-    __device__ __forceinline__ u32 segment_tile() const { return in_prompt() ? tile : tile - prompt_tiles; }
+    __device__ __forceinline__ u32 segment_tile() const {
+        return in_prompt() ? tile : tile - prompt_tiles - (GOES_ON && tile >= partials_at + partial_tiles ? partial_tiles : 0);
+    }
     __device__ __forceinline__ u32 segment_keys() const { return in_prompt() ? prompt_keys : own_keys; }
 
     __device__ __forceinline__ void load_blocks(const Args& args) {
@@ -77,12 +99,13 @@ struct Cursor {
         block1 = keys > BLOCK_SIZE ? table[1] : block0;
     }
 
-    __device__ __forceinline__ void start(const Args& args) {
+    __device__ __forceinline__ void start(const Args& args, u32 bytes_a_tile, u32 bytes_a_partial) {
         work = blockIdx.x;
         item = 0;
+        partials_a_tile = bytes_a_tile / bytes_a_partial;
         if (valid(args)) {
             load_item(args);
-            load_blocks(args);
+            if (!in_partials()) load_blocks(args);
         }
     }
 
@@ -94,16 +117,16 @@ struct Cursor {
             if (!valid(args)) return;
             load_item(args);
         }
-        load_blocks(args);
+        if (!in_partials()) load_blocks(args);
     }
 };
 
 // What is needed to compute with a tile once it is there.
 struct View {
-    u32 head, num_rows, item, flags, segment_tile, segment_keys, unused0, unused1;
+    u32 head, num_rows, item, flags, segment_tile, segment_keys, partials, unused;
 };
 static_assert(sizeof(View) == 32, "View");
-constexpr u32 FIRST = 1, LAST = 2, PROMPT = 4, COUNTED = 8;
+constexpr u32 FIRST = 1, LAST = 2, PROMPT = 4, COUNTED = 8, PARTIALS = 16;
 
 // ---- shared memory
 
@@ -128,7 +151,7 @@ struct Smem {
     static constexpr u32 SUM = MAX + WARPS * ROWS * 4;
 };
 
-template <u32 DP>
+template <u32 DP, class Cursor>
 __device__ __forceinline__ void load_keys_and_values(const Args& args, const Cursor& c, u32 stage) {
     constexpr u32 PIECES = DP / 8;
     constexpr u32 COUNT = TILE * PIECES;
@@ -149,8 +172,18 @@ __device__ __forceinline__ void load_keys_and_values(const Args& args, const Cur
     }
 }
 
+// Partials that an item's rows go on from: those of a kv head lie together.
+template <u32 DP, class Cursor>
+__device__ __forceinline__ void load_partials(const Args& args, const Cursor& c, u32 stage) {
+    const u32 pieces = args.shared * Partial<DP>::BYTES / 16, count = c.partials() * pieces;
+    const u64 stride = (u64)args.num_heads * Partial<DP>::LEN;
+    const f32* from = args.partials + (c.prompt_table + c.first_partial()) * stride + (u64)c.head * args.shared * Partial<DP>::LEN;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < count; i += THREADS) cp_async16(stage + 16 * i, from + i / pieces * stride + i % pieces * 4, 16);
+}
+
 // An item's entries and queries; rows beyond its own are zero.
-template <u32 DP, u32 ROWS>
+template <u32 DP, u32 ROWS, class Cursor>
 __device__ __forceinline__ void load_queries(const Args& args, const Cursor& c, u8* entries, u8* queries) {
     constexpr u32 PIECES = DP / 8;
     constexpr u32 COUNT = ROWS * PIECES;

@@ -32,11 +32,9 @@ __device__ __forceinline__ void combine(const Args& args, const AttentionEntry& 
 #pragma unroll 1
     for (u32 i = threadIdx.x / LANES; i < args.shared; i += THREADS / LANES) {
         const u32 head = kv_head * args.shared + i;
-        const u64 first_place = (u64)entry.first_partial * args.num_heads + head;
-        const f32* next_lse = args.partial_lse + first_place;
-        const f32* next_o = args.partial_o + first_place * DP + d;
-        f32 total_lse = load_shared_by_all(next_lse);
-        float2 total = load_shared_by_all(reinterpret_cast<const float2*>(next_o));
+        const f32* next = args.partials + ((u64)entry.first_partial * args.num_heads + head) * Partial<DP>::LEN;
+        f32 total_lse = load_shared_by_all(next + Partial<DP>::LSE);
+        float2 total = load_shared_by_all(reinterpret_cast<const float2*>(next + d));
 #pragma unroll 1
         for (u32 first = 1; first < num_partials; first += AHEAD) {
             f32 lse[AHEAD];
@@ -44,10 +42,9 @@ __device__ __forceinline__ void combine(const Args& args, const AttentionEntry& 
 #pragma unroll
             for (u32 j = 0; j < AHEAD; j++) {
                 if (first + j < num_partials) {
-                    next_lse += args.num_heads;
-                    next_o += args.num_heads * DP;
-                    lse[j] = load_shared_by_all(next_lse);
-                    o[j] = load_shared_by_all(reinterpret_cast<const float2*>(next_o));
+                    next += args.num_heads * Partial<DP>::LEN;
+                    lse[j] = load_shared_by_all(next + Partial<DP>::LSE);
+                    o[j] = load_shared_by_all(reinterpret_cast<const float2*>(next + d));
                 }
             }
 #pragma unroll
@@ -148,45 +145,27 @@ struct Rows {
                     [&](u32 j) { return float2{__fmul_rn(o[j][2 * half], inverse), __fmul_rn(o[j][2 * half + 1], inverse)}; });
     }
 
-    // Goes on from `num` partials, the first at `place`; the thread's dimensions are `first_d + 8 j`.
+    // Goes on from `num` partials in shared memory, the row's first at `at`, `stride` values from one to the next; the thread's dimensions are
+    // `first_d + 8 j`.
     template <u32 DP>
-    __device__ __forceinline__ void continue_from(const Args& args, u32 half, u64 place, u32 num, u32 first_d) {
-        constexpr u32 AHEAD = 2;
-        wait_for_earlier_kernel();
+    __device__ __forceinline__ void merge_partials(u32 half, const f32* at, u32 stride, u32 num, u32 first_d) {
 #pragma unroll 1
-        for (u32 first = 0; first < num; first += AHEAD) {
-            f32 lse[AHEAD];
-            float2 x[AHEAD][EIGHTS];
-#pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) {
-                if (first + i >= num) break;
-                lse[i] = args.partial_lse[place];
-#pragma unroll
-                for (u32 j = 0; j < EIGHTS; j++) {
-                    x[i][j] = float2{0.0f, 0.0f};
-                    if (first_d + 8 * j < DP) x[i][j] = *reinterpret_cast<const float2*>(args.partial_o + place * DP + first_d + 8 * j);
-                }
-                place += args.num_heads;
-            }
-#pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) {
-                if (first + i >= num) break;
-                merge_chunk(half, lse[i], [&](u32 j) { return x[i][j]; });
-            }
+        for (u32 i = 0; i < num; i++, at += stride) {
+            merge_chunk(half, at[Partial<DP>::LSE], [&](u32 j) {
+                return first_d + 8 * j < DP ? *reinterpret_cast<const float2*>(at + first_d + 8 * j) : float2{0.0f, 0.0f};
+            });
         }
     }
 
-    // The present chunk, which the row sees something of, to a partial.
+    // The present chunk, which the row sees something of, to a partial at `to`.
     template <u32 DP>
-    __device__ __forceinline__ void store_chunk(const Args& args, u32 half, u32 partial, u32 head, u32 first_d, bool writes_lse) const {
-        const u64 place = (u64)partial * args.num_heads + head;
-        f32* to = args.partial_o + place * DP + first_d;
+    __device__ __forceinline__ void store_chunk(f32* to, u32 half, u32 first_d, bool writes_lse) const {
         const f32 inverse = __frcp_rn(l[half]);
 #pragma unroll
         for (u32 j = 0; j < EIGHTS; j++) {
-            *reinterpret_cast<float2*>(to + 8 * j) = float2{__fmul_rn(o[j][2 * half], inverse), __fmul_rn(o[j][2 * half + 1], inverse)};
+            *reinterpret_cast<float2*>(to + first_d + 8 * j) = float2{__fmul_rn(o[j][2 * half], inverse), __fmul_rn(o[j][2 * half + 1], inverse)};
         }
-        if (writes_lse) args.partial_lse[place] = chunk_lse(half);
+        if (writes_lse) to[Partial<DP>::LSE] = chunk_lse(half);
     }
 
     // To the output, or to the entry's partial; `writes_lse`: one of the threads that have the row.
@@ -201,10 +180,10 @@ struct Rows {
             if (partial == NONE) {
                 if (d < args.head_dim) *reinterpret_cast<u32*>(args.out + place * args.head_dim + d) = f2bf2(x, y);
             } else if (d < DP) {
-                *reinterpret_cast<float2*>(args.partial_o + place * DP + d) = float2{x, y};
+                *reinterpret_cast<float2*>(args.partials + place * Partial<DP>::LEN + d) = float2{x, y};
             }
         }
-        if (partial != NONE && writes_lse) args.partial_lse[place] = total_lse[half];
+        if (partial != NONE && writes_lse) args.partials[place * Partial<DP>::LEN + Partial<DP>::LSE] = total_lse[half];
     }
 };
 
@@ -278,14 +257,23 @@ __device__ __forceinline__ void wide_weights(f32 (&s)[8][4], Rows<EIGHTS>& rows,
     }
 }
 
+// The weights of sixteen keys as operands.
+__device__ __forceinline__ void weights_of(const f32 (&s)[8][4], u32 k, u32 (&a)[4]) {
+    const f32(&low)[4] = s[2 * k];
+    const f32(&high)[4] = s[2 * k + 1];
+    a[0] = f2bf2(low[0], low[1]);
+    a[1] = f2bf2(low[2], low[3]);
+    a[2] = f2bf2(high[0], high[1]);
+    a[3] = f2bf2(high[2], high[3]);
+}
+
 template <u32 DP>
 __device__ __forceinline__ void wide_values(const f32 (&s)[8][4], Rows<DP / 8>& rows, u32 values) {
     const u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (u32 k = 0; k < TILE / 16; k++) {
-        const f32(&low)[4] = s[2 * k];
-        const f32(&high)[4] = s[2 * k + 1];
-        u32 a[4] = {f2bf2(low[0], low[1]), f2bf2(low[2], low[3]), f2bf2(high[0], high[1]), f2bf2(high[2], high[3])};
+        u32 a[4];
+        weights_of(s, k, a);
 #pragma unroll
         for (u32 j = 0; j < DP / 8; j += 2) {
             u32 b[4];

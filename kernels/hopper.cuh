@@ -1,4 +1,5 @@
-// What sm_90a adds: barriers that count bytes, copies of tiles by the tensor memory accelerator, products of 64 rows by a warpgroup.
+// What sm_90a adds: barriers that count bytes, copies of tiles by the tensor memory accelerator, copies to memory in bulk, products of 64 rows by
+// a warpgroup.
 #pragma once
 #include "common.cuh"
 
@@ -43,6 +44,20 @@ __device__ __forceinline__ void copy_box(u32 dst, const TensorMap& map, u32 colu
                  : "memory");
 }
 
+// ---- shared memory as the accelerator and the products of warpgroups see it
+
+// What this thread wrote there, itself or by copies that it waited for, is there for them once threads have met.
+__device__ __forceinline__ void written_for_accelerator() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A copy to memory, of a multiple of 16 bytes between multiples of 16.
+__device__ __forceinline__ void store_bytes(void* dst, u32 src, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes) : "memory");
+}
+// Until this thread's copies are in memory.
+__device__ __forceinline__ void stores_wait() {
+    asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 // ---- registers of a warpgroup's threads
 
 template <u32 N>
@@ -80,4 +95,17 @@ __device__ __forceinline__ void add_products(f32 (&c)[88], u64 a, u64 b) {
                      PLACES(4) PLACES(5) PLACES(6) PLACES(7) "%80, %81, %82, %83, %84, %85, %86, %87}, %88, %89, 1, 1, 1, 0, 0;"
                  : SUMS_40(0), SUMS_40(40), SUMS_8(80)
                  : "l"(a), "l"(b));
+}
+
+#define ROW_4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define ROWS_16(i) ROW_4(i), ROW_4(i + 1), ROW_4(i + 2), ROW_4(i + 3)
+
+// c += a · bᵀ (or a · b where b's rows are BY_COLUMNS: sixteen of 64 columns) for 64 rows of a, which come as operands of mma, sixteen a warp;
+// 64 columns of c, as above, four sums a row of it.
+template <bool BY_COLUMNS>
+__device__ __forceinline__ void add_products(f32 (*c)[4], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2)
+                 "%30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+                 : ROWS_16(0), ROWS_16(4)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(BY_COLUMNS));
 }

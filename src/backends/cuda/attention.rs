@@ -23,6 +23,8 @@ pub const PROMPT_BLOCKS: usize = 3;
 const FULL_ROUNDS: f64 = 0.9;
 /// Chunks of rows that may be split in one step; what exceeds them is not split.
 const MAX_PARTIALS: usize = 16_384;
+/// Numbers of a partial beside its output: the LSE, and what spreads partials over the banks of shared memory.
+const PARTIAL_EXTRA: usize = 8;
 /// Blocks of a chunk.
 const CHUNK_BLOCKS: usize = ATTENTION_CHUNK / BLOCK_SIZE;
 /// The result goes to the output, not to a partial.
@@ -41,7 +43,8 @@ pub struct Item {
     pub own_keys: u32,
     /// Whether an entry has a counter.
     pub counted: u32,
-    pub unused: u32,
+    /// Partials that its row goes on from; `prompt_table` is the first of them.
+    pub num_partials: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,8 +73,7 @@ pub struct Plan {
     pub narrow: Buf<Item>,
     pub entries: Buf<Entry>,
     pub tables: Buf<u32>,
-    pub partial_o: Buf<f32>,
-    pub partial_lse: Buf<f32>,
+    pub partials: Buf<f32>,
     /// Partials of split rows that are there, by counter and key head; every launch leaves zeros.
     pub finished: Buf<u32>,
     lists: Lists,
@@ -89,8 +91,7 @@ impl Plan {
             narrow: Buf::new(device, most)?,
             entries: Buf::new(device, most)?,
             tables: Buf::new(device, max_table)?,
-            partial_o: Buf::new(device, max_partials * shape.num_heads * padded_dim(shape.head_dim))?,
-            partial_lse: Buf::new(device, max_partials * shape.num_heads)?,
+            partials: Buf::new(device, max_partials * shape.num_heads * (padded_dim(shape.head_dim) + PARTIAL_EXTRA))?,
             finished: Buf::new(device, max_rows * shape.num_kv_heads)?,
             lists: Lists::new(shape, max_partials, device.multiprocessors() * NARROW_BLOCKS),
         })
@@ -223,7 +224,13 @@ impl Lists {
                 prompts[place.0].1.push(row);
             }
             if whole {
-                let item = Item { own_table: span.own_table, own_keys: span.own_keys, ..Default::default() };
+                let item = Item {
+                    prompt_table: row.first_partial,
+                    own_table: span.own_table,
+                    own_keys: span.own_keys,
+                    num_partials: row.num_partials,
+                    ..Default::default()
+                };
                 self.push(item, std::iter::once(Entry { own_keys: span.own_keys, partial: DIRECT, ..row }));
                 continue;
             }
@@ -341,7 +348,9 @@ mod tests {
                 match direct {
                     // Its prompt's partials come from the launch before.
                     true => {
-                        assert!((0..entry.num_partials).all(|c| partials.get(&(entry.first_partial + c)) == Some(&entry.row)) || i < wide)
+                        assert!((0..entry.num_partials).all(|c| partials.get(&(entry.first_partial + c)) == Some(&entry.row)) || i < wide);
+                        assert_eq!(item.num_partials, entry.num_partials);
+                        assert!(item.num_partials == 0 || (item.prompt_table, item.prompt_keys) == (entry.first_partial, 0));
                     }
                     false => {
                         assert!((entry.first_partial..entry.first_partial + entry.num_partials).contains(&entry.partial));

@@ -127,9 +127,9 @@ pub fn narrow_shared(padded_dim: usize) -> usize {
     walk_shared(padded_dim, 16, 3)
 }
 
-/// Keys of two tiles, values of one, and a word an entry.
+/// Keys of two tiles, values of one, and a word an entry, from a multiple of 1,024 bytes on.
 pub fn prompt_shared(padded_dim: usize) -> usize {
-    3 * 64 * shared_row(padded_dim, padded_dim >= 64) + 4 * 64
+    3 * 64 * shared_row(padded_dim, padded_dim >= 64) + 4 * 64 + 1024
 }
 
 fn walk_shared(padded_dim: usize, rows: usize, stages: usize) -> usize {

@@ -333,7 +333,7 @@ impl Backend for Cuda {
         let args = |items: u64| {
             let lists = Args::default().buf(q).buf(&kv.0).buf(&plan.counts).ptr(items).buf(&plan.entries).buf(&plan.tables);
             let shape_args = lists.int(shape.num_heads).int(shape.num_kv_heads).int(shape.head_dim).float(scale(shape));
-            shape_args.buf(out).buf(&plan.partial_o).buf(&plan.partial_lse).buf(&plan.finished)
+            shape_args.buf(out).buf(&plan.partials).buf(&plan.finished)
         };
         if plan.is_wide() {
             let grid = [processors * attention::WIDE_BLOCKS, 1, 1];
