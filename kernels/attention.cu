@@ -49,7 +49,7 @@ struct Narrow {
     __device__ __forceinline__ void begin_item(const Here& here) {
         const u32 lane = threadIdx.x % 32;
 #pragma unroll
-        for (u32 k = 0; k < K_STEPS; k++) ldmatrix_x4(q[k], here.queries + Tile<DP>::at(lane % 16, 2 * k + lane / 16));
+        for (u32 k = 0; k < K_STEPS; k++) ldmatrix_x4(q[k], here.queries + Block<DP, 16>::at(lane % 16, 2 * k + lane / 16));
     }
 
     __device__ __forceinline__ void tile(const Here& here, u8* smem, f32 scale) {
@@ -63,7 +63,7 @@ struct Narrow {
 #pragma unroll
         for (u32 k = 0; k < K_STEPS; k++) {
             u32 b[4];
-            ldmatrix_x4(b, here.keys + Tile<DP>::at(k_row, 2 * k + k_piece));
+            ldmatrix_x4(b, here.keys + Block<DP>::at(k_row, 2 * k + k_piece));
             mma(s[0], q[k], b[0], b[1]);
             mma(s[1], q[k], b[2], b[3]);
         }
@@ -104,7 +104,7 @@ struct Narrow {
                 for (u32 j = 0; j < OWN; j += 2) {
                     // Keys 0..8 and 8..16 of the step for one eight of dimensions, then for the next.
                     u32 b[4];
-                    ldmatrix_x4_trans(b, here.values + Tile<DP>::at(16 * k + lane % 16, warp * OWN + j + lane / 16));
+                    ldmatrix_x4_trans(b, here.values + Block<DP>::at(16 * k + lane % 16, warp * OWN + j + lane / 16));
                     mma(rows.o[j], a, b[0], b[1]);
                     mma(rows.o[j + 1], a, b[2], b[3]);
                 }
@@ -115,7 +115,7 @@ struct Narrow {
 #pragma unroll
                 for (u32 half = 0; half < TILE / 32; half++) {
                     u32 a[4], b[4];
-                    ldmatrix_x4_trans(b, here.values + Tile<DP>::at(32 * half + lane, warp));
+                    ldmatrix_x4_trans(b, here.values + Block<DP>::at(32 * half + lane, warp));
                     ldmatrix_x4(a, base + S::P + Tile<TILE>::at(lane % 16, 4 * half + lane / 16));
                     mma(rows.o[0], a, b[0], b[1]);
                     ldmatrix_x4(a, base + S::P + Tile<TILE>::at(lane % 16, 4 * half + 2 + lane / 16));
@@ -142,10 +142,8 @@ struct Wide {
     __device__ __forceinline__ void begin_item(const Here&) {}
 
     __device__ __forceinline__ void tile(const Here& here, u8*, f32 scale) {
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         f32 s[8][4] = {};
-        auto query = [&](u32 k, u32(&a)[4]) { ldmatrix_x4(a, here.queries + Tile<DP>::at(16 * warp + lane % 16, 2 * k + lane / 16)); };
-        wide_scores<DP>(s, query, here.keys);
+        wide_scores<DP>(s, SharedQueries<DP>{here.queries}, here.keys);
         wide_weights(s, rows, here.view.segment_tile, scale);
         wide_values<DP>(s, rows, here.values);
     }
@@ -155,7 +153,9 @@ template <u32 DP, class Team>
 __device__ __forceinline__ void attend(const Args& args) {
     using S = typename Team::S;
     constexpr u32 STAGES = S::STAGES;
-    extern __shared__ __align__(128) u8 smem[];
+    extern __shared__ __align__(128) u8 dynamic[];
+    // Where the permutation of a warpgroup's operands begins.
+    u8* smem = dynamic + (Team::WIDE ? (0u - smem_u32(dynamic)) % 1024 : 0);
     const u32 base = smem_u32(smem);
     const f32 scale = args.scale * LOG2_E;
 
@@ -196,6 +196,9 @@ __device__ __forceinline__ void attend(const Args& args) {
     Team team;
     for (u32 stage = 0; ahead > 0; ahead--, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         cp_async_wait<STAGES - 2>();
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+        if (Team::WIDE) written_for_accelerator();
+#endif
         __syncthreads();
         ahead += next.valid(args);
         load(stage == 0 ? STAGES - 1 : stage - 1);

@@ -2,6 +2,9 @@
 // memory.
 #pragma once
 #include "common.cuh"
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#include "hopper.cuh"
+#endif
 
 struct AttentionItem {
     u32 first_entry, num_entries, prompt_table, prompt_keys, own_table, own_keys, counted, num_partials;
@@ -132,13 +135,30 @@ constexpr u32 FIRST = 1, LAST = 2, PROMPT = 4, COUNTED = 8, PARTIALS = 16;
 
 constexpr u32 THREADS = 32 * WARPS;
 
+// COUNT queries, keys or values in shared memory: as mma wants them, or halves of 64 dimensions one after the other, as products of a warpgroup do.
+template <u32 DP, u32 COUNT = TILE>
+struct Block {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    static constexpr bool HALVES = DP % 64 == 0;
+#else
+    static constexpr bool HALVES = false;
+#endif
+    // From one row to the next, from one half to the next.
+    static constexpr u32 ROW = HALVES ? 128 : Tile<DP>::ROW;
+    static constexpr u32 HALF = COUNT * 128;
+    static constexpr u32 BYTES = COUNT * Tile<DP>::ROW;
+    static __device__ __forceinline__ u32 at(u32 row, u32 piece) {
+        return HALVES ? piece / 8 * HALF + Tile<64>::at(row, piece % 8) : Tile<DP>::at(row, piece);
+    }
+};
+
 template <u32 DP, u32 MAX_ROWS, u32 NUM_STAGES>
 struct Smem {
     static constexpr u32 ROWS = MAX_ROWS;
     static constexpr u32 STAGES = NUM_STAGES;
-    static constexpr u32 KEYS = TILE * Tile<DP>::ROW;
+    static constexpr u32 KEYS = Block<DP>::BYTES;
     static constexpr u32 STAGE = 2 * KEYS;
-    static constexpr u32 QUERIES = ROWS * Tile<DP>::ROW;
+    static constexpr u32 QUERIES = Block<DP, ROWS>::BYTES;
     static constexpr u32 ENTRIES = ROWS * sizeof(AttentionEntry);
     // Keys and values by stage, queries and entries by item: no more items are under way than stages.
     static constexpr u32 Q = STAGES * STAGE;
@@ -166,9 +186,9 @@ __device__ __forceinline__ void load_keys_and_values(const Args& args, const Cur
         u32 row = i / PIECES, piece = i % PIECES;
         const u16* src = (row < BLOCK_SIZE ? first : second) + (row % BLOCK_SIZE) * DP + piece * 8;
         u32 bytes = row < c.keys ? 16 : 0;
-        u32 dst = stage + Tile<DP>::at(row, piece);
+        u32 dst = stage + Block<DP>::at(row, piece);
         cp_async16(dst, src, bytes);
-        cp_async16(dst + TILE * Tile<DP>::ROW, src + side, bytes);
+        cp_async16(dst + Block<DP>::BYTES, src + side, bytes);
     }
 }
 
@@ -206,7 +226,7 @@ __device__ __forceinline__ void load_queries(const Args& args, const Cursor& c, 
         bool used = row < num_rows && piece * 8 < args.head_dim;
         const u16* src = args.q;
         if (used) src += ((u64)step_row[j] * args.num_heads + c.head * args.shared + row % args.shared) * args.head_dim + piece * 8;
-        u8* dst = queries + Tile<DP>::at(row, piece);
+        u8* dst = queries + Block<DP, ROWS>::at(row, piece);
         if (args.head_dim % 8 == 0) {
             cp_async16(smem_u32(dst), src, used ? 16 : 0);
         } else {

@@ -217,7 +217,8 @@ __device__ __forceinline__ f32 weigh(f32 (&low)[4], f32 (&high)[4], u32 half, f3
     return sum + __shfl_xor_sync(FULL, sum, 2);
 }
 
-// ---- sixteen rows a warp: all keys of a tile, all dimensions
+// ---- sixteen rows a warp: all keys of a tile, all dimensions. On sm_90a the four warps multiply as one and read keys and values once; an element of
+// their products is that of mma.
 
 // Keeps what is made of x from being kept in registers through a loop: there, they are full of sums.
 __device__ __forceinline__ u32 recomputed(u32 x) {
@@ -225,20 +226,53 @@ __device__ __forceinline__ u32 recomputed(u32 x) {
     return x;
 }
 
-// `query(k)`: the operands of a warp's rows for sixteen dimensions.
-template <u32 DP, class Query>
-__device__ __forceinline__ void wide_scores(f32 (&s)[8][4], Query query, u32 keys) {
-    const u32 lane = threadIdx.x % 32;
+// Sixteen queries a warp as operands of mma, sixteen dimensions each.
+template <u32 DP>
+struct KeptQueries {
+    u32 q[DP / 16][4];
+    __device__ __forceinline__ void operand(u32 k, u32 (&a)[4]) const {
 #pragma unroll
-    for (u32 k = 0; k < DP / 16; k++) {
-        u32 a[4];
-        query(k, a);
+        for (u32 i = 0; i < 4; i++) a[i] = q[k][i];
+    }
+    __device__ __forceinline__ const u32 (&products_operand(u32 k) const)[4] { return q[k]; }
+};
+
+// The same 64 in shared memory.
+template <u32 DP>
+struct SharedQueries {
+    u32 at;
+    __device__ __forceinline__ void operand(u32 k, u32 (&a)[4]) const {
+        const u32 lane = threadIdx.x % 32;
+        ldmatrix_x4(a, at + Block<DP, 64>::at(threadIdx.x / 32 * 16 + lane % 16, 2 * k + lane / 16));
+    }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    __device__ __forceinline__ u64 products_operand(u32 k) const { return tile_descriptor(at + k / 4 * Block<DP, 64>::HALF) + 2 * (k % 4); }
+#endif
+};
+
+template <u32 DP, class Queries>
+__device__ __forceinline__ void wide_scores(f32 (&s)[8][4], const Queries& queries, u32 keys) {
+    if constexpr (Block<DP>::HALVES) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+        products_begin();
 #pragma unroll
-        for (u32 i = 0; i < TILE / 16; i++) {
-            u32 b[4];
-            ldmatrix_x4(b, keys + Tile<DP>::at(16 * i + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-            mma(s[2 * i], a, b[0], b[1]);
-            mma(s[2 * i + 1], a, b[2], b[3]);
+        for (u32 k = 0; k < DP / 16; k++) add_products<false>(s, queries.products_operand(k), tile_descriptor(keys + k / 4 * Block<DP>::HALF) + 2 * (k % 4));
+        products_commit();
+        products_wait<0>();
+#endif
+    } else {
+        const u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (u32 k = 0; k < DP / 16; k++) {
+            u32 a[4];
+            queries.operand(k, a);
+#pragma unroll
+            for (u32 i = 0; i < TILE / 16; i++) {
+                u32 b[4];
+                ldmatrix_x4(b, keys + Block<DP>::at(16 * i + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+                mma(s[2 * i], a, b[0], b[1]);
+                mma(s[2 * i + 1], a, b[2], b[3]);
+            }
         }
     }
 }
@@ -269,17 +303,35 @@ __device__ __forceinline__ void weights_of(const f32 (&s)[8][4], u32 k, u32 (&a)
 
 template <u32 DP>
 __device__ __forceinline__ void wide_values(const f32 (&s)[8][4], Rows<DP / 8>& rows, u32 values) {
-    const u32 lane = threadIdx.x % 32;
+    if constexpr (Block<DP>::HALVES) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+        u32 weights[TILE / 16][4];
 #pragma unroll
-    for (u32 k = 0; k < TILE / 16; k++) {
-        u32 a[4];
-        weights_of(s, k, a);
+        for (u32 k = 0; k < TILE / 16; k++) weights_of(s, k, weights[k]);
+        products_begin();
 #pragma unroll
-        for (u32 j = 0; j < DP / 8; j += 2) {
-            u32 b[4];
-            ldmatrix_x4_trans(b, values + Tile<DP>::at(16 * k + lane % 16, j + lane / 16));
-            mma(rows.o[j], a, b[0], b[1]);
-            mma(rows.o[j + 1], a, b[2], b[3]);
+        for (u32 k = 0; k < TILE / 16; k++) {
+#pragma unroll
+            for (u32 half = 0; half < DP / 64; half++) {
+                add_products<true>(rows.o + 8 * half, weights[k], tile_descriptor(values + half * Block<DP>::HALF + k * 16 * Block<DP>::ROW));
+            }
+        }
+        products_commit();
+        products_wait<0>();
+#endif
+    } else {
+        const u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (u32 k = 0; k < TILE / 16; k++) {
+            u32 a[4];
+            weights_of(s, k, a);
+#pragma unroll
+            for (u32 j = 0; j < DP / 8; j += 2) {
+                u32 b[4];
+                ldmatrix_x4_trans(b, values + Block<DP>::at(16 * k + lane % 16, j + lane / 16));
+                mma(rows.o[j], a, b[0], b[1]);
+                mma(rows.o[j + 1], a, b[2], b[3]);
+            }
         }
     }
 }

@@ -109,3 +109,11 @@ __device__ __forceinline__ void add_products(f32 (*c)[4], const u32 (&a)[4], u64
                  : ROWS_16(0), ROWS_16(4)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(BY_COLUMNS));
 }
+// The same with a in shared memory, as `tile_descriptor` says.
+template <bool BY_COLUMNS>
+__device__ __forceinline__ void add_products(f32 (*c)[4], u64 a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2)
+                 "%30, %31}, %32, %33, 1, 1, 1, 0, %34;"
+                 : ROWS_16(0), ROWS_16(4)
+                 : "l"(a), "l"(b), "n"(BY_COLUMNS));
+}

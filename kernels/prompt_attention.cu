@@ -10,25 +10,6 @@
 // On sm_90a the four warps multiply as one, so that they read keys and values once; an element of their products is that of mma.
 // Bytes moved: keys and values of an item once (4 · D bytes a key and kv head), O and LSE of partials once.
 #include "attention_rows.cuh"
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#include "hopper.cuh"
-#endif
-
-// Keys or values in shared memory: as mma wants them, or halves of 64 dimensions one after the other, as the products of a warpgroup do.
-template <u32 DP>
-struct Keys {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    static constexpr bool HALVES = DP % 64 == 0;
-#else
-    static constexpr bool HALVES = false;
-#endif
-    static constexpr u32 ROW = HALVES ? 128 : Tile<DP>::ROW;
-    static constexpr u32 HALF = TILE * 128;
-    static constexpr u32 BYTES = TILE * Tile<DP>::ROW;
-    static __device__ __forceinline__ u32 at(u32 row, u32 piece) {
-        return HALVES ? piece / 8 * HALF + Tile<64>::at(row, piece % 8) : Tile<DP>::at(row, piece);
-    }
-};
 
 // A block's chunk.
 struct Chunk {
@@ -60,12 +41,12 @@ struct Chunk {
             from += first_row % BLOCK_SIZE * DP;
             const u16 *first = from + block0 * stride, *second = from + block1 * stride;
             // Eight rows on, a piece has the same place in its row.
-            const u32 at = dst + Keys<DP>::at(first_row, piece);
+            const u32 at = dst + Block<DP>::at(first_row, piece);
 #pragma unroll
             for (u32 row = 0; row < TILE; row += ROWS_A_ROUND) {
                 const u16* block = (ROWS_A_ROUND <= BLOCK_SIZE ? row : first_row) < BLOCK_SIZE ? first : second;
                 const u16* src = block + row % BLOCK_SIZE * DP;
-                cp_async16(at + row * Keys<DP>::ROW, src, row + first_row < here ? 16 : 0);
+                cp_async16(at + row * Block<DP>::ROW, src, row + first_row < here ? 16 : 0);
             }
         }
         cp_async_commit();
@@ -129,7 +110,7 @@ __device__ __forceinline__ void load_queries(const Args& args, const Chunk& c, u
 
 template <u32 DP>
 __device__ __forceinline__ void attend(const Args& args, bool prompts_are_old) {
-    constexpr u32 EIGHTS = DP / 8, BYTES = Keys<DP>::BYTES;
+    constexpr u32 EIGHTS = DP / 8, BYTES = Block<DP>::BYTES;
     extern __shared__ __align__(1024) u8 dynamic[];
     // Where permutations begin.
     u8* smem = dynamic + (0u - smem_u32(dynamic)) % 1024;
@@ -147,8 +128,8 @@ __device__ __forceinline__ void attend(const Args& args, bool prompts_are_old) {
         c.load<DP>(args, 1, 0, keys_at + BYTES);
         wait_for_earlier_kernel();
         let_next_kernel_begin();
-        u32 q[DP / 16][4];
-        load_queries<DP>(args, c, q);
+        KeptQueries<DP> queries;
+        load_queries<DP>(args, c, queries.q);
         Rows<EIGHTS> rows;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -169,45 +150,13 @@ __device__ __forceinline__ void attend(const Args& args, bool prompts_are_old) {
         for (u32 tile = 0; tile < num_tiles; tile++) {
             const u32 keys = keys_at + tile % 2 * BYTES;
             f32 s[8][4] = {};
-            if constexpr (Keys<DP>::HALVES) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-                products_begin();
-#pragma unroll
-                for (u32 k = 0; k < DP / 16; k++) add_products<false>(s, q[k], tile_descriptor(keys + k / 4 * Keys<DP>::HALF) + 2 * (k % 4));
-                products_commit();
-                products_wait<0>();
-#endif
-            } else {
-                auto query = [&](u32 k, u32(&a)[4]) {
-#pragma unroll
-                    for (u32 i = 0; i < 4; i++) a[i] = q[k][i];
-                };
-                wide_scores<DP>(s, query, keys);
-            }
+            wide_scores<DP>(s, queries, keys);
             wide_weights(s, rows, tile, scale);
             // This tile's values and the next one's keys are there, and nobody reads these keys any more.
             cp_async_wait<0>();
             meet();
             c.load<DP>(args, tile + 2, 0, keys);
-            if constexpr (Keys<DP>::HALVES) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-                u32 weights[TILE / 16][4];
-#pragma unroll
-                for (u32 k = 0; k < TILE / 16; k++) weights_of(s, k, weights[k]);
-                products_begin();
-#pragma unroll
-                for (u32 k = 0; k < TILE / 16; k++) {
-#pragma unroll
-                    for (u32 half = 0; half < DP / 64; half++) {
-                        add_products<true>(rows.o + 8 * half, weights[k], tile_descriptor(values_at + half * Keys<DP>::HALF + k * 16 * 128));
-                    }
-                }
-                products_commit();
-                products_wait<0>();
-#endif
-            } else {
-                wide_values<DP>(s, rows, values_at);
-            }
+            wide_values<DP>(s, rows, values_at);
             __syncthreads();
             c.load<DP>(args, tile + 1, 1, values_at);
         }

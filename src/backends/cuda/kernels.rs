@@ -120,7 +120,7 @@ pub fn attention_names(padded_dim: usize) -> [&'static str; 3] {
 
 /// Shared memory of the walks: stages of keys and values, queries and entries, then weights and bookkeeping.
 pub fn wide_shared(padded_dim: usize) -> usize {
-    walk_shared(padded_dim, 64, 2)
+    walk_shared(padded_dim, 64, 2) + 1024
 }
 
 pub fn narrow_shared(padded_dim: usize) -> usize {
