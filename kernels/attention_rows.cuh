@@ -259,6 +259,7 @@ __device__ __forceinline__ void wide_scores(f32 (&s)[8][4], const Queries& queri
         for (u32 k = 0; k < DP / 16; k++) add_products<false>(s, queries.products_operand(k), tile_descriptor(keys + k / 4 * Block<DP>::HALF) + 2 * (k % 4));
         products_commit();
         products_wait<0>();
+        products_are_in(s);
 #endif
     } else {
         const u32 lane = threadIdx.x % 32;
@@ -318,6 +319,7 @@ __device__ __forceinline__ void wide_values(const f32 (&s)[8][4], Rows<DP / 8>& 
         }
         products_commit();
         products_wait<0>();
+        products_are_in(rows.o);
 #endif
     } else {
         const u32 lane = threadIdx.x % 32;

@@ -119,6 +119,7 @@ struct Tiles {
                 }
             }
             products_wait<0>();
+            products_are_in(sums);
             release(before);
             u32 row, output;
             locate(place, row, output);

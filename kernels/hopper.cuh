@@ -79,6 +79,14 @@ __device__ __forceinline__ void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
+// Sums whose products were waited for: keeps what reads them behind the wait, which the compiler does not see that it depends on.
+__device__ __forceinline__ void products_are_in(f32& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+template <class Sums, u32 N>
+__device__ __forceinline__ void products_are_in(Sums (&sums)[N]) {
+#pragma unroll
+    for (u32 i = 0; i < N; i++) products_are_in(sums[i]);
+}
+
 // Rows of 64 bf16 one after the other, their pieces of 16 bytes permuted among eight rows as the accelerator does (128-byte swizzle), from a
 // multiple of 1,024 bytes on. `+ 2`: sixteen columns on.
 __device__ __forceinline__ u64 tile_descriptor(u32 address) { return (u64)((address & 0x3FFFF) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }

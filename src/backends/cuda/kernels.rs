@@ -94,6 +94,12 @@ const SOURCES: &[Source] = &[
         only: None,
     },
     Source {
+        name: "tower_attention.cu",
+        text: include_str!("../../../kernels/tower_attention.cu"),
+        kernels: &["tower_attention_80"],
+        only: Some("sm_90a"),
+    },
+    Source {
         name: "sample.cu",
         text: include_str!("../../../kernels/sample.cu"),
         kernels: &["sample_parts", "sample", "reset_slot"],
@@ -139,7 +145,10 @@ fn walk_shared(padded_dim: usize, rows: usize, stages: usize) -> usize {
 }
 
 /// Kernel and shared memory of attention within segments.
-pub fn segment_attention(head_dim: usize) -> (&'static str, usize) {
+pub fn segment_attention(arch: &str, head_dim: usize) -> (&'static str, usize) {
+    if arch == "sm_90a" && head_dim == 80 {
+        return ("tower_attention_80", 5 * 64 * 128 + 1024);
+    }
     let names = SEGMENT_ATTENTION;
     let dim = head_dim.next_multiple_of(16);
     let name = names.get(dim / 16 - 1).unwrap_or_else(|| panic!("no attention kernel for heads of {head_dim}"));

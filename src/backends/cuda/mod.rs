@@ -423,7 +423,7 @@ impl Backend for Cuda {
     fn segment_attention(&self, args: SegmentAttention<'_, Self>, out: &mut Buf<bf16>) {
         let SegmentAttention { q, k, v, cu_seqlens, num_segments, shape, rows } = args;
         check_width(shape.q_width());
-        let (name, shared) = kernels::segment_attention(shape.head_dim);
+        let (name, shared) = kernels::segment_attention(&self.device.arch(), shape.head_dim);
         let args = Args::default().buf(q).buf(k).buf(v).buf(cu_seqlens).int(num_segments).int(shape.num_heads).int(shape.head_dim);
         self.launch(name, [rows.div_ceil(64), shape.num_heads, 1], 128, shared, args.int(rows).float(scale(shape)).buf(out));
     }
