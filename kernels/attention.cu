@@ -238,9 +238,7 @@ __device__ __forceinline__ void attend(const Args& args) {
         team.tile(here, smem, scale);
         if (tile % TILES_A_CHUNK == TILES_A_CHUNK - 1 || TILE * (tile + 1) >= v.segment_keys) {
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
-            }
+            for (u32 half = 0; half < 2; half++) team.rows.end_chunk(half, tile / TILES_A_CHUNK * ATTENTION_CHUNK);
         }
         if (v.flags & LAST) {
 #pragma unroll
@@ -260,7 +258,7 @@ __device__ __forceinline__ void attend(const Args& args) {
 #define ARGUMENTS(kind)                                                                                                                     \
     Args {                                                                                                                                  \
         q, kv, items, entries, tables, num_heads, num_kv_heads, head_dim, num_heads / num_kv_heads, counts[kind] * num_kv_heads, scale, out,\
-            partials, finished, after_prompts                                                                                    \
+            partials, finished, after_prompts                                                                                               \
     }
 #define KERNELS(DP)                                                                                                                         \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_wide_##DP(PARAMETERS) { attend<DP, Wide<DP>>(ARGUMENTS(0)); }            \

@@ -135,7 +135,7 @@ constexpr u32 FIRST = 1, LAST = 2, PROMPT = 4, COUNTED = 8, PARTIALS = 16;
 
 constexpr u32 THREADS = 32 * WARPS;
 
-// COUNT queries, keys or values in shared memory: as mma wants them, or halves of 64 dimensions one after the other, as products of a warpgroup do.
+// COUNT queries, keys or values in shared memory: as mma wants them, or 64 dimensions after the other, as products of a warpgroup do.
 template <u32 DP, u32 COUNT = TILE>
 struct Block {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

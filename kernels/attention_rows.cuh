@@ -1,4 +1,5 @@
-// A row's chunks in the one order: merged in registers, taken up from partials, written to partials, put together by whoever finishes the last.
+// A row's chunks in the one order: merged in registers, taken up from partials, written to partials, put together by whoever finishes the last;
+// and the products of many rows.
 #pragma once
 #include "attention_items.cuh"
 
@@ -217,8 +218,8 @@ __device__ __forceinline__ f32 weigh(f32 (&low)[4], f32 (&high)[4], u32 half, f3
     return sum + __shfl_xor_sync(FULL, sum, 2);
 }
 
-// ---- sixteen rows a warp: all keys of a tile, all dimensions. On sm_90a the four warps multiply as one and read keys and values once; an element of
-// their products is that of mma.
+// ---- sixteen rows a warp: all keys of a tile, all dimensions. On sm_90a the four warps multiply as one and read keys and values once; an element
+// of their products is that of mma.
 
 // Keeps what is made of x from being kept in registers through a loop: there, they are full of sums.
 __device__ __forceinline__ u32 recomputed(u32 x) {

@@ -355,7 +355,7 @@ mod tests {
             timing: Timing::default(),
         };
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/tiny-vl");
-        let works = works(&ModelConfig::load(&folder).unwrap(), 2);
+        let works = works(&ModelConfig::load(&folder).unwrap(), 2, usize::MAX);
         let compared = |change: &dyn Fn(&mut SampleOutput)| {
             let mut ours = output.clone();
             change(&mut ours);

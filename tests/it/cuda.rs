@@ -42,6 +42,7 @@ fn cuda_passes_the_self_test() {
             engine: true,
             model,
             sequences: 512,
+            max_tokens: None,
             enforce_eager: false,
         })
         .unwrap();

@@ -370,6 +370,7 @@ fn the_self_test_of_the_engine_passes_on_the_cpu() {
         engine: true,
         model,
         sequences: 96,
+        max_tokens: None,
         enforce_eager: false,
     })
     .unwrap();
