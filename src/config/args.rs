@@ -75,7 +75,7 @@ pub struct SelftestArgs {
     /// Folder of a model for the checks of the engine [default: the bundled one]
     #[arg(long)]
     pub model: Option<PathBuf>,
-    /// Sequences of the checks of the engine, half of them with images; preemption is checked from 96 on [default: 1024, with --small 128]
+    /// Sequences of the checks of the engine, half of them with images; preemption is checked from 96 on, distance to the CPU from 128 on [default: 1024, with --small 128]
     #[arg(long)]
     pub sequences: Option<usize>,
     /// The most new tokens of a sequence [default: 32 to 96; preemption needs the longest]
