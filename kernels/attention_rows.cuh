@@ -2,6 +2,7 @@
 // and the products of many rows.
 #pragma once
 #include "attention_items.cuh"
+#include "softmax.cuh"
 
 // ---- merging chunks; every rounding is spelled out, since direct and split rows must have the same bits
 
@@ -291,16 +292,6 @@ __device__ __forceinline__ void wide_weights(f32 (&s)[8][4], Rows<EIGHTS>& rows,
         for (u32 i = 0; i < 4; i++) sums[i] = weigh(s[2 * i], s[2 * i + 1], half, from);
         rows.add_weights(half, alpha, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
-}
-
-// The weights of sixteen keys as operands.
-__device__ __forceinline__ void weights_of(const f32 (&s)[8][4], u32 k, u32 (&a)[4]) {
-    const f32(&low)[4] = s[2 * k];
-    const f32(&high)[4] = s[2 * k + 1];
-    a[0] = f2bf2(low[0], low[1]);
-    a[1] = f2bf2(low[2], low[3]);
-    a[2] = f2bf2(high[0], high[1]);
-    a[3] = f2bf2(high[2], high[3]);
 }
 
 template <u32 DP>

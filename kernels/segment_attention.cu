@@ -9,7 +9,7 @@
 // weights in registers. A tile of rows that touches several segments walks the keys of each, rows of the others masked and warps without a
 // row of it idle. Keys and values come by 16-byte cp.async, one tile ahead.
 // Bytes moved: q and out once; k and v of a segment once per tile of 64 of its rows (from L2 after the first).
-#include "common.cuh"
+#include "softmax.cuh"
 
 constexpr u32 THREADS = 128;
 constexpr u32 TILE = ATTENTION_TILE;
@@ -151,20 +151,7 @@ __device__ __forceinline__ void attend(const u16* q, const u16* k, const u16* v,
                 }
                 most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
                 most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
-                f32 from = most == neg_inf() ? 0.0f : most;
-                f32 alpha = exp2_fast(__fsub_rn(m[h], from));
-                m[h] = most;
-                f32 sum = 0.0f;
-#pragma unroll
-                for (u32 n = 0; n < 8; n++) {
-#pragma unroll
-                    for (u32 e = 0; e < 2; e++) {
-                        f32& x = s[n][2 * h + e];
-                        x = exp2_fast(__fsub_rn(x, from));
-                        sum += x;
-                    }
-                }
-                l[h] = fmaf(l[h], alpha, sum);
+                const f32 alpha = weigh_row(s, h, most, m[h], l[h]);
 #pragma unroll
                 for (u32 j = 0; j < EIGHTS; j++) {
                     o[j][2 * h] *= alpha;
@@ -173,9 +160,8 @@ __device__ __forceinline__ void attend(const u16* q, const u16* k, const u16* v,
             }
 #pragma unroll
             for (u32 step = 0; step < TILE / 16; step++) {
-                // The layout of sums is that of operands: two eights of keys are one step.
-                u32 a[4] = {f2bf2(s[2 * step][0], s[2 * step][1]), f2bf2(s[2 * step][2], s[2 * step][3]),
-                            f2bf2(s[2 * step + 1][0], s[2 * step + 1][1]), f2bf2(s[2 * step + 1][2], s[2 * step + 1][3])};
+                u32 a[4];
+                weights_of(s, step, a);
 #pragma unroll
                 for (u32 j = 0; j < EIGHTS; j += 2) {
                     u32 b[4];

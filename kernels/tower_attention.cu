@@ -9,6 +9,7 @@
 // multiprocessor: while one weighs, the others multiply.
 // Bytes moved: q and out once; k and v of a segment once per tile of 64 of its rows (from L2 after the first).
 #include "hopper.cuh"
+#include "softmax.cuh"
 
 constexpr u32 THREADS = 128;
 constexpr u32 TILE = ATTENTION_TILE;
@@ -148,22 +149,7 @@ __device__ __forceinline__ void weigh(f32 (&s)[8][4], f32 (&m)[2], f32 (&l)[2], 
         most = fmaxf(most, other);
         most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
         most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
-        most = fmaxf(most, m[h]);
-        // A row that has seen nothing yet keeps -inf, and all its weights are 2^-inf.
-        const f32 from = most == neg_inf() ? 0.0f : most;
-        alpha[h] = exp2_fast(__fsub_rn(m[h], from));
-        m[h] = most;
-        f32 sum = 0.0f;
-#pragma unroll
-        for (u32 n = 0; n < 8; n++) {
-#pragma unroll
-            for (u32 e = 0; e < 2; e++) {
-                f32& x = s[n][2 * h + e];
-                x = exp2_fast(__fsub_rn(x, from));
-                sum += x;
-            }
-        }
-        l[h] = fmaf(l[h], alpha[h], sum);
+        alpha[h] = weigh_row(s, h, fmaxf(most, m[h]), m[h], l[h]);
     }
     // Most tiles have no new maximum, and products with 1 change nothing.
     if (__any_sync(FULL, alpha[0] != 1.0f || alpha[1] != 1.0f)) {
@@ -224,13 +210,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         for (u32 h = 0; h < 2; h++) visible[h] = row + 8 * h >= start && row + 8 * h < end ? end - first_key : 0;
         weigh(s, m, l, o, all, visible, scale);
 
-        // The layout of sums is that of operands: two eights of keys are one step.
         u32 weights[TILE / 16][4];
 #pragma unroll
-        for (u32 step = 0; step < TILE / 16; step++) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) weights[step][i] = f2bf2(s[2 * step + i / 2][i % 2 * 2], s[2 * step + i / 2][i % 2 * 2 + 1]);
-        }
+        for (u32 step = 0; step < TILE / 16; step++) weights_of(s, step, weights[step]);
         products_begin();
 #pragma unroll
         for (u32 step = 0; step < TILE / 16; step++) add_values(o, weights[step], values_descriptor(smem, stage, step));

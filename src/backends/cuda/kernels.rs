@@ -22,6 +22,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
     ("philox.cuh", include_str!("../../../kernels/philox.cuh")),
+    ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("attention_items.cuh", include_str!("../../../kernels/attention_items.cuh")),
     ("attention_rows.cuh", include_str!("../../../kernels/attention_rows.cuh")),
     ("sample_row.cuh", include_str!("../../../kernels/sample_row.cuh")),
