@@ -7,6 +7,7 @@
 // Decomposition: a tile is 64 · HEIGHT rows of x for each of WARPGROUPS by 88 gates with their 88 ups: 11,008 of them are one wave of 132
 // multiprocessors. Blocks go through the tiles of the grid in turn. One lane of one more warp keeps STAGES of 64 columns of both operands on
 // their way, across tiles. Weights change only between steps: those of the first stages are asked for before the kernel that makes x has ended.
+// A tile's outputs gather in the stage that was read last and leave it in bulk, whole sectors at a time.
 // Bytes moved: x and w once a tile from L2, w once from memory while its row tiles run side by side; out once.
 #include "hopper.cuh"
 
@@ -16,18 +17,22 @@ constexpr u32 WIDTH = 88;
 // Row tiles that are worked on side by side before the next outputs: what they read of w stays in L2.
 constexpr u32 SIDE_BY_SIDE = 8;
 
-// Matrices by their maps; `width` gates and as many ups of `k` columns, values from one row of `out` to the next.
+// Rows of outputs that leave together: a warp's of 64.
+constexpr u32 STRIP = 16;
+
+// Matrices by their maps; `width` gates and as many ups of `k` columns.
 struct Product {
-    const TensorMap &x, &w;
-    u32 width, k, rows, out_stride;
+    const TensorMap &x, &w, &out;
+    u32 width, k, rows;
     const f32* bias;
-    u16* out;
 };
 
 template <u32 WARPGROUPS, u32 HEIGHT, u32 STAGES>
 struct Tiles {
     static constexpr u32 ROWS = 64 * HEIGHT * WARPGROUPS;
     static constexpr u32 X_BYTES = ROWS * ROW_BYTES, W_BYTES = 2 * WIDTH * ROW_BYTES, STAGE = X_BYTES + W_BYTES;
+    static constexpr u32 OUT_BYTES = 2 * WIDTH;
+    static_assert(ROWS * OUT_BYTES <= STAGE && STRIP * OUT_BYTES % 128 == 0, "outputs take the place of operands");
     static_assert(X_BYTES % 1024 == 0 && W_BYTES / 2 % 1024 == 0, "operands begin where the swizzle does");
     // Sums that fill a thread's registers: the warp that fetches leaves its own to those that multiply, which goes by warpgroups.
     static constexpr bool LEAVE_REGISTERS = HEIGHT > 1;
@@ -97,6 +102,7 @@ struct Tiles {
         wait_for_earlier_kernels();
         for (u32 place = blockIdx.x; place < tiles; place += gridDim.x) {
             f32 sums[HEIGHT][WIDTH] = {};
+            products_are_in(sums);
 #pragma unroll 1
             for (u32 step = 0; step < steps; step++) {
                 barrier_wait(full + 8 * stage, round & 1);
@@ -120,33 +126,39 @@ struct Tiles {
             }
             products_wait<0>();
             products_are_in(sums);
-            release(before);
+            threads_meet<128 * WARPGROUPS>(1);
             u32 row, output;
             locate(place, row, output);
 #pragma unroll
-            for (u32 h = 0; h < HEIGHT; h++) activate(sums[h], row + (group * HEIGHT + h) * 64, output);
+            for (u32 h = 0; h < HEIGHT; h++) {
+                const u32 strip = (group * HEIGHT + h) * 64 + threadIdx.x / 32 % 4 * STRIP, at = smem + before * STAGE + strip * OUT_BYTES;
+                activate(sums[h], output, at);
+                written_for_accelerator();
+                __syncwarp();
+                if (threadIdx.x % 32 == 0) store_box(product.out, output, row + strip, at);
+            }
+            stores_are_read();
+            threads_meet<128>(2 + group);
+            release(before);
         }
+        stores_wait();
     }
 
-    // The lane's sums of 64 rows.
-    __device__ __forceinline__ void activate(const f32 (&sums)[WIDTH], u32 first_row, u32 first_output) const {
-        const u32 lane = threadIdx.x % 32;
-        const u32 row = first_row + threadIdx.x / 32 % 4 * 16 + lane / 4, output = first_output + 2 * (lane % 4);
+    // The lane's sums of 64 rows; the warp's outputs to `at` in shared memory, row by row. Rows of 176 bytes meet every bank once.
+    __device__ __forceinline__ void activate(const f32 (&sums)[WIDTH], u32 first_output, u32 at) const {
+        const u32 lane = threadIdx.x % 32, output = first_output + 2 * (lane % 4), to = at + lane / 4 * OUT_BYTES + 4 * (lane % 4);
 #pragma unroll
         for (u32 j = 0; j < WIDTH / 8; j++) {
-            const u32 at = output + 8 * j;
-            if (at >= product.width) continue;
             float2 of_gate = {0.0f, 0.0f}, of_up = {0.0f, 0.0f};
-            if (product.bias) {
-                of_gate = *reinterpret_cast<const float2*>(product.bias + at);
-                of_up = *reinterpret_cast<const float2*>(product.bias + product.width + at);
+            if (product.bias && output + 8 * j < product.width) {
+                of_gate = *reinterpret_cast<const float2*>(product.bias + output + 8 * j);
+                of_up = *reinterpret_cast<const float2*>(product.bias + product.width + output + 8 * j);
             }
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                if (row + 8 * half >= product.rows) continue;
                 const f32 *gate = sums + 4 * j + 2 * half, *up = gate + WIDTH / 2;
                 const f32 y0 = silu_times(gate[0] + of_gate.x, up[0] + of_up.x), y1 = silu_times(gate[1] + of_gate.y, up[1] + of_up.y);
-                *reinterpret_cast<u32*>(product.out + (u64)(row + 8 * half) * product.out_stride + at) = f2bf2(y0, y1);
+                store_shared(to + 8 * half * OUT_BYTES + 16 * j, f2bf2(y0, y1));
             }
         }
     }
@@ -177,9 +189,9 @@ struct Tiles {
 #define KERNEL(NAME, WARPGROUPS, HEIGHT, STAGES)                                                                                           \
     static_assert(NAME == Tiles<WARPGROUPS, HEIGHT, STAGES>::ROWS, "a kernel is named by its rows");                                       \
     extern "C" __global__ void __launch_bounds__(Tiles<WARPGROUPS, HEIGHT, STAGES>::THREADS, 1)                                            \
-        gemm_silu_##NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, u32 width, u32 k, u32 rows, u32 out_stride, \
-                         const f32* bias, u16* out) {                                                                                      \
-        Tiles<WARPGROUPS, HEIGHT, STAGES>::run({x, w, width, k, rows, out_stride, bias, out});                                             \
+        gemm_silu_##NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap out, \
+                         u32 width, u32 k, u32 rows, const f32* bias) {                                                                    \
+        Tiles<WARPGROUPS, HEIGHT, STAGES>::run({x, w, out, width, k, rows, bias});                                                         \
     }
 
 KERNEL(64, 1, 1, 7)

@@ -49,13 +49,29 @@ __device__ __forceinline__ void copy_box(u32 dst, const TensorMap& map, u32 colu
 // What this thread wrote there, itself or by copies that it waited for, is there for them once threads have met.
 __device__ __forceinline__ void written_for_accelerator() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+__device__ __forceinline__ void store_shared(u32 address, u32 value) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory"); }
+
 // A copy to memory, of a multiple of 16 bytes between multiples of 16.
 __device__ __forceinline__ void store_bytes(void* dst, u32 src, u32 bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes) : "memory");
 }
+// The same of a box of a matrix, its rows without gaps from a multiple of 128 bytes on; what lies outside of the matrix stays here.
+__device__ __forceinline__ void store_box(const TensorMap& map, u32 column, u32 row, u32 src) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column), "r"(row), "r"(src) : "memory");
+}
+// Until what this thread's copies read may be written again.
+__device__ __forceinline__ void stores_are_read() {
+    asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
 // Until this thread's copies are in memory.
 __device__ __forceinline__ void stores_wait() {
     asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+// N threads of the block meet at one of its barriers; 0 is that of all.
+template <u32 N>
+__device__ __forceinline__ void threads_meet(u32 barrier) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(N) : "memory");
 }
 
 // ---- registers of a warpgroup's threads

@@ -13,6 +13,8 @@ use super::weight::{Weight, row_stride};
 /// Gates of a tile, with as many ups; columns of a stage.
 const WIDTH: usize = 88;
 const COLUMNS: usize = 64;
+/// Rows of outputs that leave together.
+const STRIP: usize = 16;
 /// Swizzled tiles begin at multiples of this.
 const ALIGN: usize = 1024;
 
@@ -65,12 +67,13 @@ impl Gated {
         let last = &self.variants[self.variants.len() - 1];
         let v = self.variants.iter().find(|v| call.rows <= v.rows).unwrap_or(last);
         let width = w.n / 2;
-        let x = RowTiles { address: call.x, rows: call.rows, width: w.ld, stride: w.ld, box_rows: v.rows, box_width: COLUMNS };
-        let gates = RowTiles { address: w.ptr(), rows: w.n, width: w.ld, stride: w.ld, box_rows: WIDTH, box_width: COLUMNS };
-        let args = Args::default().map(x.encode()).map(gates.encode()).int(width).int(w.ld).int(call.rows).int(row_stride(width));
+        let x = RowTiles { address: call.x, rows: call.rows, width: w.ld, stride: w.ld, boxes: [v.rows, COLUMNS], swizzled: true };
+        let gates = RowTiles { address: w.ptr(), rows: w.n, boxes: [WIDTH, COLUMNS], ..x };
+        let out = RowTiles { address: call.out, rows: call.rows, width, stride: row_stride(width), boxes: [STRIP, WIDTH], swizzled: false };
+        let args = Args::default().map(x.encode()).map(gates.encode()).map(out.encode());
         let tiles = call.rows.div_ceil(v.rows) * width.div_ceil(WIDTH);
         let shared = v.stages * 2 * COLUMNS * (v.rows + 2 * WIDTH) + ALIGN;
-        let args = args.ptr(call.bias.unwrap_or(0)).ptr(call.out);
+        let args = args.int(width).int(w.ld).int(call.rows).ptr(call.bias.unwrap_or(0));
         self.device.launch(v.kernel, [tiles.min(self.device.multiprocessors()), 1, 1], v.threads, shared, args);
     }
 

@@ -6,7 +6,8 @@ use cudarc::driver::sys;
 
 use super::device::check;
 
-/// A matrix of bf16 rows that is fetched in boxes, swizzled over 128 bytes. What a box has outside of it comes as zeros.
+/// A matrix of bf16 rows that is moved in boxes. What a fetched box has outside of it comes as zeros; what a stored one has there is dropped.
+#[derive(Clone, Copy)]
 pub struct RowTiles {
     /// A multiple of 16.
     pub address: u64,
@@ -14,10 +15,10 @@ pub struct RowTiles {
     pub width: usize,
     /// Values from one row to the next, a multiple of eight.
     pub stride: usize,
-    /// At most 256.
-    pub box_rows: usize,
-    /// At most 64: the bytes that are swizzled.
-    pub box_width: usize,
+    /// Rows and columns of a box: at most 256; 64 columns if swizzled, else a multiple of eight.
+    pub boxes: [usize; 2],
+    /// Over 128 bytes, as products of warpgroups read tiles.
+    pub swizzled: bool,
 }
 
 impl RowTiles {
@@ -26,10 +27,10 @@ impl RowTiles {
         use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
         use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as NO_INTERLEAVE;
         use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as LINES_OF_256;
-        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE;
+        use sys::CUtensorMapSwizzle_enum::{CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE, CU_TENSOR_MAP_SWIZZLE_NONE as NO_SWIZZLE};
         let sizes = [self.width as u64, self.rows as u64];
         let strides = [2 * self.stride as u64];
-        let boxes = [self.box_width as u32, self.box_rows as u32];
+        let boxes = [self.boxes[1] as u32, self.boxes[0] as u32];
         let steps = [1, 1];
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         // Safety: the arrays have as many entries as the rank says; the address is encoded, not read.
@@ -44,7 +45,7 @@ impl RowTiles {
                 boxes.as_ptr(),
                 steps.as_ptr(),
                 NO_INTERLEAVE,
-                SWIZZLE,
+                if self.swizzled { SWIZZLE } else { NO_SWIZZLE },
                 LINES_OF_256,
                 ZEROS,
             )
