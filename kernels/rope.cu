@@ -5,7 +5,7 @@
 // table) and writes keys and values to the paged cache; `rope_vision` does the same without a cache. One block a row; a thread takes four
 // pairs (16-byte loads, 8-byte stores) where half a head is a multiple of four, else one.
 // Bytes moved: the projection read once in f32, its bf16 form written once, the table row from L2.
-#include "common.cuh"
+#include "rotation.cuh"
 
 constexpr u32 THREADS = 256;
 
@@ -49,10 +49,6 @@ extern "C" __global__ void __launch_bounds__(256) rope_table(const i32* __restri
     table[f] = cos;
     table[half + f] = sin;
 }
-
-// Products rounded one by one, as on the CPU.
-__device__ __forceinline__ f32 turn_low(f32 a, f32 b, f32 cos, f32 sin) { return __fsub_rn(__fmul_rn(a, cos), __fmul_rn(b, sin)); }
-__device__ __forceinline__ f32 turn_high(f32 a, f32 b, f32 cos, f32 sin) { return __fadd_rn(__fmul_rn(b, cos), __fmul_rn(a, sin)); }
 
 __device__ __forceinline__ float4 load4(const f32* p) { return *reinterpret_cast<const float4*>(p); }
 __device__ __forceinline__ float4 add4(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }

@@ -434,7 +434,20 @@ pub trait Backend: Sized + Send + 'static {
     /// Adds the bias to `qkv[rows, qkv_width]`, turns queries and keys (pairs are `i`, `i + head_dim / 2`), writes queries
     /// `[rows, heads, head_dim]` and puts keys and values at `slot_mapping[row]` (block · 32 + offset) of the cache;
     /// [`NO_SLOT`] puts them nowhere.
-    fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Self::Buf<Self::Float>, kv: &mut Self::Kv);
+    fn rope_qkv(&self, qkv: &Self::Buf<f32>, args: RopeQkv<'_, Self>, q: &mut Self::Buf<Self::Float>, kv: &mut Self::Kv);
+    /// Queries, keys and values of `x · wᵀ`, as [`Backend::gemm`] and [`Backend::rope_qkv`] give them one after the other; `qkv` is room
+    /// for what lies between, where a device needs that.
+    fn gemm_rope_qkv(
+        &self,
+        (x, w): (&Self::Buf<Self::Float>, &Self::Weight),
+        qkv: &mut Self::Buf<f32>,
+        args: RopeQkv<'_, Self>,
+        q: &mut Self::Buf<Self::Float>,
+        kv: &mut Self::Kv,
+    ) {
+        self.gemm(x, w, None, args.rows, Store::Write, qkv);
+        self.rope_qkv(qkv, args, q, kv);
+    }
     /// Causal attention of a step over the paged cache, scale `head_dim^-0.5`, in the one order: per segment chunks of
     /// [`ATTENTION_CHUNK`] keys from its start, within a chunk an online softmax over tiles of [`ATTENTION_TILE`], unnormalised
     /// weights rounded to `Float`, chunks merged in ascending order in f32. `rows`: of the step.
@@ -482,14 +495,20 @@ pub trait Backend: Sized + Send + 'static {
     // Vision tower.
     /// Patches, in pieces of one length, into the first rows of `out`, rounded to `Float`.
     fn upload_patches(&self, pieces: &[&[f32]], out: &mut Self::Buf<Self::Float>);
-    /// As [`Backend::rope_qkv`] for the tower: queries, keys and values `[rows, heads, head_dim]`, no cache.
-    fn rope_vision(
+    /// As [`Backend::rope_qkv`] for the tower: of `qkv[rows, 3, heads, head_dim]` queries, keys and values `[rows, heads, head_dim]`, no
+    /// cache.
+    fn rope_vision(&self, qkv: &Self::Buf<f32>, args: RopeVision<'_, Self>, out: [&mut Self::Buf<Self::Float>; 3]);
+    /// As [`Backend::gemm_rope_qkv`] for the tower.
+    fn gemm_rope_vision(
         &self,
+        (x, w): (&Self::Buf<Self::Float>, &Self::Weight),
+        qkv: &mut Self::Buf<f32>,
         args: RopeVision<'_, Self>,
-        q: &mut Self::Buf<Self::Float>,
-        k: &mut Self::Buf<Self::Float>,
-        v: &mut Self::Buf<Self::Float>,
-    );
+        out: [&mut Self::Buf<Self::Float>; 3],
+    ) {
+        self.gemm(x, w, None, args.rows, Store::Write, qkv);
+        self.rope_vision(qkv, args, out);
+    }
     /// Full attention within each segment `cu_seqlens[i]..cu_seqlens[i + 1]` of rows (`num_segments + 1` entries).
     fn segment_attention(&self, args: SegmentAttention<'_, Self>, out: &mut Self::Buf<Self::Float>);
     /// Exact (erf) GELU, rounded to `Float`.
@@ -497,7 +516,6 @@ pub trait Backend: Sized + Send + 'static {
 }
 
 pub struct RopeQkv<'a, B: Backend> {
-    pub qkv: &'a B::Buf<f32>,
     pub bias: &'a B::Buf<f32>,
     /// `[rows, 2, head_dim / 2]`
     pub rope: &'a B::Buf<f32>,
@@ -507,8 +525,6 @@ pub struct RopeQkv<'a, B: Backend> {
 }
 
 pub struct RopeVision<'a, B: Backend> {
-    /// `[rows, 3, heads, head_dim]`, bias not yet added
-    pub qkv: &'a B::Buf<f32>,
     pub bias: &'a B::Buf<f32>,
     pub rope: &'a B::Buf<f32>,
     pub shape: HeadShape,

@@ -132,16 +132,9 @@ impl<B: Backend> Decoder<B> {
         b.rope_table(step.positions, &self.inv_freq, &self.rope_axis, self.shape.head_dim / 2, rows, &mut act.rope);
         for (layer, kv) in self.layers.iter().zip(kv) {
             b.rms_norm(&act.x, &layer.input_norm.values, self.eps, rows, hidden, &mut act.normed);
-            b.gemm(&act.normed, &layer.qkv.operand, None, rows, Store::Write, &mut act.qkv);
-            let rope = RopeQkv {
-                qkv: &act.qkv,
-                bias: &layer.qkv_bias.values,
-                rope: &act.rope,
-                slot_mapping: step.slot_mapping,
-                shape: self.shape,
-                rows,
-            };
-            b.rope_qkv(rope, &mut act.q, kv);
+            let (bias, rope) = (&layer.qkv_bias.values, &act.rope);
+            let rope = RopeQkv { bias, rope, slot_mapping: step.slot_mapping, shape: self.shape, rows };
+            b.gemm_rope_qkv((&act.normed, &layer.qkv.operand), &mut act.qkv, rope, &mut act.q, kv);
             b.attention(&act.q, kv, step.plan, self.shape, rows, &mut act.attended);
             b.gemm(&act.attended, &layer.o.operand, None, rows, Store::Add, &mut act.x);
             b.rms_norm(&act.x, &layer.post_norm.values, self.eps, rows, hidden, &mut act.normed);

@@ -139,9 +139,9 @@ impl<B: Backend> VisionTower<B> {
         let hidden = self.config.hidden_size;
         let shape = HeadShape { num_heads: self.config.num_heads, num_kv_heads: self.config.num_heads, head_dim: self.config.head_dim() };
         b.rms_norm(&act.x, &block.norm1.values, EPS, patches, hidden, &mut act.normed);
-        b.gemm(&act.normed, &block.qkv.weight.operand, None, patches, Store::Write, &mut act.qkv);
-        let rope = RopeVision { qkv: &act.qkv, bias: &block.qkv.bias.values, rope: &act.rope, shape, rows: patches };
-        b.rope_vision(rope, &mut act.q, &mut act.k, &mut act.v);
+        let rope = RopeVision { bias: &block.qkv.bias.values, rope: &act.rope, shape, rows: patches };
+        let operands = (&act.normed, &block.qkv.weight.operand);
+        b.gemm_rope_vision(operands, &mut act.qkv, rope, [&mut act.q, &mut act.k, &mut act.v]);
         let (cu_seqlens, num_segments) = match block.full_attention {
             true => (&act.cu_frames, plan.cu_frame_seqlens.len() - 1),
             false => (&act.cu_windows, plan.cu_window_seqlens.len() - 1),

@@ -97,12 +97,12 @@ impl Scene {
         let mut q = b.alloc(rows * shape.q_width())?;
         let mut kv = b.alloc_kv(tables.len(), shape)?;
         let slot_mapping = upload(b, &slots)?;
-        b.rope_qkv(RopeQkv { qkv: &qkv, bias: &bias, rope: &rope, slot_mapping: &slot_mapping, shape, rows }, &mut q, &mut kv);
+        b.rope_qkv(&qkv, RopeQkv { bias: &bias, rope: &rope, slot_mapping: &slot_mapping, shape, rows }, &mut q, &mut kv);
         let mut queries = vec![bf16::ZERO; rows * shape.q_width()];
         b.download(&q, &mut queries);
         // A row that fills up a step writes nowhere.
         let nowhere = upload(b, &[NO_SLOT])?;
-        b.rope_qkv(RopeQkv { qkv: &bias, bias: &bias, rope: &rope, slot_mapping: &nowhere, shape, rows: 1 }, &mut q, &mut kv);
+        b.rope_qkv(&bias, RopeQkv { bias: &bias, rope: &rope, slot_mapping: &nowhere, shape, rows: 1 }, &mut q, &mut kv);
         Ok((kv, queries))
     }
 

@@ -143,7 +143,7 @@ impl Operation for Vision {
         let bias = upload(b, &numbers.values(3 * width, 0.3))?;
         let rope = upload(b, &numbers.values(self.rows * self.dim, 0.7))?;
         let (mut q, mut k, mut v) = (b.alloc(self.rows * width)?, b.alloc(self.rows * width)?, b.alloc(self.rows * width)?);
-        b.rope_vision(RopeVision { qkv: &qkv, bias: &bias, rope: &rope, shape, rows: self.rows }, &mut q, &mut k, &mut v);
+        b.rope_vision(&qkv, RopeVision { bias: &bias, rope: &rope, shape, rows: self.rows }, [&mut q, &mut k, &mut v]);
         Ok([&q, &k, &v].into_iter().flat_map(|buf| read_rounded(b, buf, self.rows * width)).collect())
     }
 }

@@ -105,7 +105,7 @@ impl Gated {
     fn computed<B: Backend<Float = bf16>>(&self, b: &B, in_one: bool) -> Result<Vec<f32>> {
         let (Shape { n, k, bias, .. }, rows) = (self.shape, self.rows);
         let (width, stride) = (n / 2, b.row_stride(n / 2));
-        let (w, x) = (weight(b, self.shape)?, inputs(b, rows, k)?);
+        let (w, x) = (weight(b, n, k)?, inputs(b, rows, k)?);
         let bias = bias.then(|| upload(b, &Numbers::new(13).values(n, 1.0))).transpose()?;
         let (mut sums, mut out) = (b.alloc(rows * n)?, b.alloc(rows * stride)?);
         match in_one {
@@ -126,17 +126,17 @@ impl Operation for Gated {
     }
 }
 
-fn weight<B: Backend>(b: &B, shape: Shape) -> Result<B::Weight> {
+pub(super) fn weight<B: Backend>(b: &B, n: usize, k: usize) -> Result<B::Weight> {
     // A short period keeps the making of large ones quick; it is prime, so rows differ.
-    let some = Numbers::new(11).rounded((shape.n * shape.k).min(1_000_003), 1.0 / (shape.k as f32).sqrt());
-    let values: Vec<bf16> = some.iter().copied().cycle().take(shape.n * shape.k).collect();
-    let (half, rest) = values.split_at(shape.n / 2 * shape.k);
-    let part = |values| Matrix { rows: 0, cols: shape.k, data: FloatData::Bf16(values) };
-    b.weight(&[Matrix { rows: shape.n / 2, ..part(half) }, Matrix { rows: shape.n - shape.n / 2, ..part(rest) }])
+    let some = Numbers::new(11).rounded((n * k).min(1_000_003), 1.0 / (k as f32).sqrt());
+    let values: Vec<bf16> = some.iter().copied().cycle().take(n * k).collect();
+    let (half, rest) = values.split_at(n / 2 * k);
+    let part = |values| Matrix { rows: 0, cols: k, data: FloatData::Bf16(values) };
+    b.weight(&[Matrix { rows: n / 2, ..part(half) }, Matrix { rows: n - n / 2, ..part(rest) }])
 }
 
 /// Rows of `k` values at the stride that the backend's GEMMs read.
-fn inputs<B: Backend<Float = bf16>>(b: &B, rows: usize, k: usize) -> Result<B::Buf<bf16>> {
+pub(super) fn inputs<B: Backend<Float = bf16>>(b: &B, rows: usize, k: usize) -> Result<B::Buf<bf16>> {
     let values = Numbers::new(12).rounded(rows * k, 1.0);
     let stride = b.row_stride(k);
     let mut padded = vec![bf16::ZERO; rows * stride];
@@ -154,7 +154,7 @@ struct Gemm {
 impl Operation for Gemm {
     fn run<B: Backend<Float = bf16>>(&self, b: &B) -> Result<Vec<f32>> {
         let Shape { n, k, bias, store } = self.shape;
-        let (w, x) = (weight(b, self.shape)?, inputs(b, self.rows, k)?);
+        let (w, x) = (weight(b, n, k)?, inputs(b, self.rows, k)?);
         let mut numbers = Numbers::new(13);
         let bias = bias.then(|| upload(b, &numbers.values(n, 1.0))).transpose()?;
         let mut out = upload(b, &numbers.values(self.rows * n, 1.0))?;
@@ -168,7 +168,7 @@ fn row_bits(pair: &Pair, shape: Shape, name: &str, table: &mut Table) -> Result<
     let b = &pair.cuda;
     let Shape { n, k, store, .. } = shape;
     let most = ((48 << 20) / n).clamp(64, 4096);
-    let (w, x) = (weight(b, shape)?, inputs(b, most, k)?);
+    let (w, x) = (weight(b, n, k)?, inputs(b, most, k)?);
     let bias = shape.bias.then(|| upload(b, &Numbers::new(13).values(n, 1.0))).transpose()?;
     let before = Numbers::new(14).values(n, 1.0);
     let before: Vec<f32> = before.iter().copied().cycle().take(most * n).collect();

@@ -8,6 +8,7 @@ mod attention;
 mod elementwise;
 mod engine;
 mod gemm;
+mod projection;
 mod sampler;
 mod sequences;
 mod speed;
@@ -75,6 +76,7 @@ fn kernels(ordinal: usize, small: bool, table: &mut Table) -> Result<()> {
     println!("{} against {}", pair.cuda.name(), pair.cpu.name());
     elementwise::run(&pair, small, table)?;
     gemm::run(&pair, small, table)?;
+    projection::run(&pair, small, table)?;
     attention::run(&pair, small, table)?;
     sampler::run(&pair, small, table)
 }

@@ -144,8 +144,8 @@ impl<T: Float> Backend for Cpu<T> {
         elementwise::rope_table(&self.threads, &positions.0, &inv_freq.0[..half], &axis.0, rows, &mut out.0);
     }
 
-    fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Buf<T>, kv: &mut kv::Kv) {
-        let RopeQkv { qkv, bias, rope, slot_mapping, shape, rows } = args;
+    fn rope_qkv(&self, qkv: &Buf<f32>, args: RopeQkv<'_, Self>, q: &mut Buf<T>, kv: &mut kv::Kv) {
+        let RopeQkv { bias, rope, slot_mapping, shape, rows } = args;
         let (dim, width, q_width) = (shape.head_dim, shape.qkv_width(), shape.q_width());
         elementwise::rotate_heads(&self.threads, (&qkv.0, &bias.0, &rope.0), (width, 0), shape, &mut q.0[..rows * q_width]);
         for (row, slot) in slot_mapping.0[..rows].iter().enumerate().filter(|(_, slot)| **slot != NO_SLOT) {
@@ -238,8 +238,8 @@ impl<T: Float> Backend for Cpu<T> {
         });
     }
 
-    fn rope_vision(&self, args: RopeVision<'_, Self>, q: &mut Buf<T>, k: &mut Buf<T>, v: &mut Buf<T>) {
-        let RopeVision { qkv, bias, rope, shape, rows } = args;
+    fn rope_vision(&self, qkv: &Buf<f32>, args: RopeVision<'_, Self>, [q, k, v]: [&mut Buf<T>; 3]) {
+        let RopeVision { bias, rope, shape, rows } = args;
         let width = shape.q_width();
         let parts = (qkv.0.as_ref(), bias.0.as_ref(), rope.0.as_ref());
         elementwise::rotate_heads(&self.threads, parts, (3 * width, 0), shape, &mut q.0[..rows * width]);

@@ -10,26 +10,24 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result as lt, sys};
-use cudarc::driver::result;
 use half::bf16;
 
-use super::device::{Buf, Device, check as check_cuda};
+use super::device::{Buf, Device};
 use super::few::{self, Few};
 use super::gated::{Gated, GatedCall};
 use super::gemm_table::{Algorithm, Row, Table};
 use super::kernels::Kernels;
 use super::libs;
 use super::staging::Uploads;
-use super::weight::{Weight, row_stride};
+use super::trial::{TRIAL_ROWS, Trial};
+use super::turned::{Places, Turned, TurnedCall};
+use super::weight::Weight;
 use crate::error::{Error, Result};
-use crate::rng::philox;
 
 /// Rows of the largest choice; more rows use the same.
 const MAX_BUCKET: usize = 4096;
 /// Values of the largest output that a choice is tried with.
 const MAX_TRIAL: usize = 256 << 20;
-/// Distinct rows of a trial's input, and rows of the reference.
-const TRIAL_ROWS: usize = 64;
 /// Algorithms that cublasLt is asked for, and when they are timed.
 const CANDIDATES: usize = 8;
 const TUNED_CANDIDATES: usize = 64;
@@ -43,6 +41,7 @@ pub struct Gemm {
     device: Arc<Device>,
     few: Few,
     gated: Gated,
+    turned: Turned,
     handle: sys::cublasLtHandle_t,
     preference: sys::cublasLtMatmulPreference_t,
     plain: sys::cublasLtMatmulDesc_t,
@@ -67,6 +66,8 @@ struct Plan {
     few: usize,
     /// Whether our own kernel that activates has the bits of product and activation, without and with a bias.
     gated: [bool; 2],
+    /// The same for our own kernels that turn queries and keys, with keys in a cache and in rows of their own.
+    turned: [bool; 2],
 }
 
 /// What was admitted for a bucket, for reports.
@@ -132,6 +133,7 @@ impl Gemm {
             device: device.clone(),
             few: Few::new(device, kernels),
             gated: Gated::new(device, kernels),
+            turned: Turned::new(device, kernels),
             handle,
             preference,
             plain: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT)?,
@@ -225,8 +227,8 @@ impl Gemm {
         let layouts = Layouts::new(w).map_err(failed)?;
         let largest = MAX_BUCKET.min((MAX_TRIAL / w.n).max(1).next_power_of_two() / 2).max(TRIAL_ROWS);
         let trial = Trial::new(&self.device, uploads, w, largest)?;
-        let mut plan =
-            Plan { n: w.n, k: w.k, layouts, algorithms: [Vec::new(), Vec::new()], choices: Vec::new(), few: 0, gated: [false; 2] };
+        let (algorithms, choices) = ([Vec::new(), Vec::new()], Vec::new());
+        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms, choices, few: 0, gated: [false; 2], turned: [false; 2] };
         for bias in [false, true] {
             let bias_at = bias.then(|| trial.bias.ptr());
             let call = |rows| Call { w: w.ptr(), x: trial.x.ptr(), bias: bias_at, out: trial.out.ptr(), rows, add: false };
@@ -237,8 +239,9 @@ impl Gemm {
             self.launch(&plan.layouts, call(TRIAL_ROWS), &reference).map_err(failed)?;
             let expected = trial.read(0, TRIAL_ROWS, w.n);
             // While the trial still holds the reference's rows.
-            plan.gated[usize::from(bias)] = self.gated.takes(w) && self.gated_agrees(w, bias_at, &trial, largest)?;
+            plan.gated[usize::from(bias)] = self.gated.takes(w) && trial.gated_agrees(&self.gated, w, bias_at, largest)?;
             if !bias {
+                plan.turned = trial.turned_agree(&self.turned, uploads, w, largest)?;
                 let admits = |rows: &usize| {
                     self.few.launch(w, &call(*rows));
                     (0..*rows).all(|row| trial.row_agrees(row, w.n, &expected))
@@ -277,27 +280,6 @@ impl Gemm {
             }
         }
         Ok(plan)
-    }
-
-    /// Whether products that are activated where they are summed have the bits of the reference, whose rows the trial holds, activated.
-    fn gated_agrees(&self, w: &Weight, bias: Option<u64>, trial: &Trial, most: usize) -> Result<bool> {
-        let stride = row_stride(w.n / 2);
-        let out = Buf::<bf16>::new(&self.device, most * stride)?;
-        let read = |row: usize, rows: usize| {
-            let mut values = vec![0u16; rows * stride];
-            self.device.synchronize();
-            // Safety: the buffer holds these rows; the stream is empty.
-            check_cuda("reading a trial", unsafe { result::memcpy_dtoh_sync(&mut values, out.at(row * stride)) });
-            values
-        };
-        self.gated.activate(trial.out.ptr(), TRIAL_ROWS, w.n / 2, out.ptr());
-        let expected = read(0, TRIAL_ROWS);
-        Ok(self.gated.trial_rows(most).into_iter().all(|rows| {
-            self.device.zero(out.ptr(), most * stride * size_of::<bf16>());
-            self.gated.launch(w, &GatedCall { x: trial.x.ptr(), bias, rows, out: out.ptr() });
-            let agrees = |row: usize| read(row, 1) == expected[row % TRIAL_ROWS * stride..][..stride];
-            [0, rows / 2, rows - 1].into_iter().all(agrees)
-        }))
     }
 
     /// The fastest of the admitted candidates, with its time, the first one's and the fastest of all.
@@ -380,6 +362,21 @@ impl Gemm {
         admitted
     }
 
+    /// Queries, keys and values in one, if that was admitted for the weight.
+    pub fn run_turned(&self, w: &Weight, call: &TurnedCall, places: &Places) -> bool {
+        let sort = usize::from(matches!(places, Places::Apart { .. }));
+        let admitted = self.plans.borrow()[w.plan].turned[sort] && self.turned.takes(places);
+        if admitted && call.rows > 0 {
+            self.turned.launch(w, call, places);
+        }
+        admitted
+    }
+
+    /// Shapes `[n, k]` so far, and whether they make queries, keys and values in one, with a cache and without.
+    pub fn turned_shapes(&self) -> Vec<([usize; 2], [bool; 2])> {
+        self.plans.borrow().iter().map(|plan| ([plan.n, plan.k], plan.turned)).collect()
+    }
+
     /// Shapes `[n, k]` so far, and whether their products are activated where they are summed, without and with a bias.
     pub fn gated_shapes(&self) -> Vec<([usize; 2], [bool; 2])> {
         self.plans.borrow().iter().map(|plan| ([plan.n, plan.k], plan.gated)).collect()
@@ -455,50 +452,4 @@ fn splits(algorithm: &sys::cublasLtMatmulAlgo_t) -> u32 {
         sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, (&raw mut splits).cast(), size_of::<u32>(), &mut written)
     };
     if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS { splits } else { 1 }
-}
-
-/// Random inputs, [`TRIAL_ROWS`] rows over and over, and room for a result.
-struct Trial {
-    device: Arc<Device>,
-    x: Buf<bf16>,
-    bias: Buf<f32>,
-    out: Buf<f32>,
-}
-
-impl Trial {
-    fn new(device: &Arc<Device>, uploads: &Uploads, w: &Weight, rows: usize) -> Result<Self> {
-        let normal = |i: usize, key: u32| {
-            // The sum of two uniforms is spread enough to tell one order of summation from another.
-            let [a, b, ..] = philox([i as u32, key, 0, 0], [0x6772_6F75, 0x7065_7221]);
-            (a as f32 + b as f32) * (1.0 / 2f32.powi(31)) - 2.0
-        };
-        let x = Buf::<bf16>::new(device, rows * w.ld)?;
-        let period = TRIAL_ROWS * w.ld;
-        let values: Vec<bf16> = (0..period).map(|i| if i % w.ld < w.k { bf16::from_f32(normal(i, 0)) } else { bf16::ZERO }).collect();
-        for start in (0..rows * w.ld).step_by(period) {
-            let n = period.min(rows * w.ld - start);
-            uploads.copy(bytemuck::cast_slice(&values[..n]), x.at(start));
-        }
-        let bias = Buf::<f32>::new(device, w.n)?;
-        uploads.copy(bytemuck::cast_slice(&(0..w.n).map(|i| normal(i, 1)).collect::<Vec<f32>>()), bias.ptr());
-        Ok(Trial { device: device.clone(), x, bias, out: Buf::new(device, rows * w.n)? })
-    }
-
-    fn read(&self, first: usize, rows: usize, n: usize) -> Vec<f32> {
-        let mut values = vec![0f32; rows * n];
-        self.device.synchronize();
-        // Safety: the buffer holds these rows; the stream is empty.
-        check_cuda("reading a trial", unsafe { result::memcpy_dtoh_sync(&mut values, self.out.at(first * n)) });
-        values
-    }
-
-    /// Whether first, middle and last row have the bits of the reference's.
-    fn rows_agree(&self, rows: usize, n: usize, expected: &[f32]) -> bool {
-        [0, rows / 2, rows - 1].into_iter().all(|row| self.row_agrees(row, n, expected))
-    }
-
-    fn row_agrees(&self, row: usize, n: usize, expected: &[f32]) -> bool {
-        let expected = &expected[row % TRIAL_ROWS * n..][..n];
-        self.read(row, 1, n).iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits())
-    }
 }

@@ -21,6 +21,8 @@ pub const ELEMENTS: usize = 1024;
 const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
+    ("gemm_tiles.cuh", include_str!("../../../kernels/gemm_tiles.cuh")),
+    ("rotation.cuh", include_str!("../../../kernels/rotation.cuh")),
     ("philox.cuh", include_str!("../../../kernels/philox.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("attention_items.cuh", include_str!("../../../kernels/attention_items.cuh")),
@@ -86,6 +88,18 @@ const SOURCES: &[Source] = &[
         name: "gemm_silu.cu",
         text: include_str!("../../../kernels/gemm_silu.cu"),
         kernels: &["gemm_silu_64", "gemm_silu_128", "gemm_silu_256"],
+        only: Some("sm_90a"),
+    },
+    Source {
+        name: "gemm_rope.cu",
+        text: include_str!("../../../kernels/gemm_rope.cu"),
+        kernels: &[
+            "gemm_rope_qkv_64x64",
+            "gemm_rope_qkv_64x128",
+            "gemm_rope_qkv_128x128",
+            "gemm_rope_qkv_128x256",
+            "gemm_rope_vision_128x160",
+        ],
         only: Some("sm_90a"),
     },
     Source {

@@ -19,6 +19,8 @@ mod shared;
 mod staging;
 mod tensor_map;
 mod timeline;
+mod trial;
+mod turned;
 mod weight;
 
 use std::sync::Arc;
@@ -42,6 +44,7 @@ use graph::Graphs;
 use kernels::{BLOCK, ELEMENTS, Kernels};
 use shared::Door;
 use staging::{Collected, Downloads, Ticket, Uploads};
+use turned::{Places, TurnedCall};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
 /// Logits of one part of the sampler's first pass.
@@ -136,6 +139,19 @@ impl Cuda {
     /// a bias, and with one.
     pub fn gemm_gated(&self) -> Vec<([usize; 2], [bool; 2])> {
         self.gemm.gated_shapes()
+    }
+
+    /// Shapes `[n, k]` of weights, and whether our own kernels were found to make queries, keys and values of them with equal bits: with
+    /// a cache, and without.
+    pub fn gemm_turned(&self) -> Vec<([usize; 2], [bool; 2])> {
+        self.gemm.turned_shapes()
+    }
+
+    /// A layer's whole cache, to compare bits.
+    pub fn cached(&self, kv: &Kv) -> Vec<bf16> {
+        let mut values = vec![bf16::ZERO; kv.0.len()];
+        self.download(&kv.0, &mut values);
+        values
     }
 
     /// Milliseconds that the device needs for what `launches` asks of it.
@@ -319,10 +335,21 @@ impl Backend for Cuda {
         self.launch_1d("rope_table", (rows * half).div_ceil(BLOCK), args);
     }
 
-    fn rope_qkv(&self, args: RopeQkv<'_, Self>, q: &mut Buf<bf16>, kv: &mut Kv) {
-        let RopeQkv { qkv, bias, rope, slot_mapping, shape, rows } = args;
+    fn rope_qkv(&self, qkv: &Buf<f32>, args: RopeQkv<'_, Self>, q: &mut Buf<bf16>, kv: &mut Kv) {
+        let RopeQkv { bias, rope, slot_mapping, shape, rows } = args;
         let heads = Args::default().buf(qkv).buf(bias).buf(rope).buf(slot_mapping).int(shape.num_heads).int(shape.num_kv_heads);
         self.launch_1d("rope_qkv", rows, heads.int(shape.head_dim).int(padded_dim(shape.head_dim)).buf(q).buf(&kv.0));
+    }
+
+    fn gemm_rope_qkv(&self, (x, w): (&Buf<bf16>, &Weight), qkv: &mut Buf<f32>, args: RopeQkv<'_, Self>, q: &mut Buf<bf16>, kv: &mut Kv) {
+        let RopeQkv { bias, rope, slot_mapping, shape, rows } = args;
+        assert!(rows * w.ld <= x.len() && rows * shape.q_width() <= q.len(), "{rows} rows by [{}, {}] exceed their buffers", w.n, w.k);
+        let call = TurnedCall { x: x.ptr(), bias: bias.ptr(), rope: rope.ptr(), rows };
+        let places = Places::Paged { shape, slot_mapping: slot_mapping.ptr(), q: q.ptr(), kv: kv.0.ptr() };
+        if !self.gemm.run_turned(w, &call, &places) {
+            self.gemm(x, w, None, rows, Store::Write, qkv);
+            self.rope_qkv(qkv, RopeQkv { bias, rope, slot_mapping, shape, rows }, q, kv);
+        }
     }
 
     fn attention(&self, q: &Buf<bf16>, kv: &Kv, plan: &Plan, shape: HeadShape, rows: usize, out: &mut Buf<bf16>) {
@@ -414,10 +441,26 @@ impl Backend for Cuda {
         self.uploads.copy_rounded(pieces, out.ptr());
     }
 
-    fn rope_vision(&self, args: RopeVision<'_, Self>, q: &mut Buf<bf16>, k: &mut Buf<bf16>, v: &mut Buf<bf16>) {
-        let RopeVision { qkv, bias, rope, shape, rows } = args;
+    fn rope_vision(&self, qkv: &Buf<f32>, args: RopeVision<'_, Self>, [q, k, v]: [&mut Buf<bf16>; 3]) {
+        let RopeVision { bias, rope, shape, rows } = args;
         let args = Args::default().buf(qkv).buf(bias).buf(rope).int(shape.num_heads).int(shape.head_dim);
         self.launch_1d("rope_vision", rows, args.buf(q).buf(k).buf(v));
+    }
+
+    fn gemm_rope_vision(
+        &self,
+        (x, w): (&Buf<bf16>, &Weight),
+        qkv: &mut Buf<f32>,
+        args: RopeVision<'_, Self>,
+        [q, k, v]: [&mut Buf<bf16>; 3],
+    ) {
+        let RopeVision { bias, rope, shape, rows } = args;
+        assert!(rows * w.ld <= x.len() && rows * shape.q_width() <= q.len(), "{rows} rows by [{}, {}] exceed their buffers", w.n, w.k);
+        let call = TurnedCall { x: x.ptr(), bias: bias.ptr(), rope: rope.ptr(), rows };
+        if !self.gemm.run_turned(w, &call, &Places::Apart { shape, q: q.ptr(), k: k.ptr(), v: v.ptr() }) {
+            self.gemm(x, w, None, rows, Store::Write, qkv);
+            self.rope_vision(qkv, RopeVision { bias, rope, shape, rows }, [q, k, v]);
+        }
     }
 
     fn segment_attention(&self, args: SegmentAttention<'_, Self>, out: &mut Buf<bf16>) {

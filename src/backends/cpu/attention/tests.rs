@@ -109,14 +109,8 @@ impl<T: Float> Sequence<T> {
         let rope: Vec<f32> = (0..rows).flat_map(|_| (0..dim).map(|i| if i < dim / 2 { 1.0 } else { 0.0 })).collect();
         let mut q = cpu.alloc(rows * shape.q_width()).unwrap();
         cpu.rope_qkv(
-            RopeQkv {
-                qkv: &upload(cpu, &qkv),
-                bias: &upload(cpu, &vec![0.0; width]),
-                rope: &upload(cpu, &rope),
-                slot_mapping: &upload(cpu, &slots),
-                shape,
-                rows,
-            },
+            &upload(cpu, &qkv),
+            RopeQkv { bias: &upload(cpu, &vec![0.0; width]), rope: &upload(cpu, &rope), slot_mapping: &upload(cpu, &slots), shape, rows },
             &mut q,
             &mut kv,
         );
