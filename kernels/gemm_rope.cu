@@ -13,9 +13,9 @@ struct Paged {
 
     __device__ __forceinline__ u32 heads() const { return num_heads + 2 * num_kv_heads; }
     __device__ __forceinline__ u32 turned() const { return num_heads + num_kv_heads; }
-    __device__ __forceinline__ u16* place(u32 row, u32 head, u32 head_dim) const {
+    __device__ __forceinline__ u32 slot(u32 row) const { return slot_mapping[row]; }
+    __device__ __forceinline__ u16* place(u32 row, u32 slot, u32 head, u32 head_dim) const {
         if (head < num_heads) return q + ((u64)row * num_heads + head) * head_dim;
-        const u32 slot = slot_mapping[row];
         if (slot == NONE) return nullptr;
         // A block holds the keys of all heads, then the values.
         return kv + ((u64)(slot / BLOCK_SIZE) * 2 * num_kv_heads + head - num_heads) * BLOCK_SIZE * padded_dim + slot % BLOCK_SIZE * padded_dim;
@@ -29,7 +29,8 @@ struct Apart {
 
     __device__ __forceinline__ u32 heads() const { return 3 * num_heads; }
     __device__ __forceinline__ u32 turned() const { return 2 * num_heads; }
-    __device__ __forceinline__ u16* place(u32 row, u32 head, u32 head_dim) const {
+    __device__ __forceinline__ u32 slot(u32) const { return NONE; }
+    __device__ __forceinline__ u16* place(u32 row, u32, u32 head, u32 head_dim) const {
         u16* of = head < num_heads ? q : head < 2 * num_heads ? k : v;
         return of + ((u64)row * num_heads + head % num_heads) * head_dim;
     }
@@ -41,6 +42,7 @@ struct Turned {
     // Rows of a strip are 16 bytes further apart than they are long: they meet every bank once.
     static constexpr u32 ROWS_AT_ONCE = 8, PITCH = 2 * OUTPUTS + 16, STRIP_BYTES = ROWS_AT_ONCE * PITCH;
     static_assert(HALF % PAIRS == 0 && PAIRS % 8 == 0, "a head is so many pieces");
+    static_assert(PIECES == 1 || PAIRS == HALF, "pieces of a tile turn by the same angles");
 
     const Places& places;
     const f32 *bias, *rope;
@@ -57,23 +59,50 @@ struct Turned {
         return head_of(piece) * HEAD_DIM + pair_of(piece) + box % 2 * HALF;
     }
 
-    __device__ __forceinline__ void finish(const f32 (&sums)[OUTPUTS / 2], u32 row, u32 tile, u32 strip) const {
+    // Angles of the lane's pairs in its two rows, the same in every head; the slot of one row of the warp.
+    struct Ahead {
+        float2 cos[2][PAIRS / 8], sin[2][PAIRS / 8];
+        u32 slot;
+    };
+
+    __device__ __forceinline__ Ahead ahead(u32 row, u32 tile) const {
+        const u32 lane = threadIdx.x % 32, head = head_of(tile * PIECES), pair = pair_of(tile * PIECES) + 2 * (lane % 4);
+        Ahead of = {};
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const f32* angles = rope + (u64)min_u32(row + half * ROWS_AT_ONCE + lane / 4, rows - 1) * HEAD_DIM + pair;
+#pragma unroll
+            for (u32 j = 0; j < PAIRS / 8; j++) {
+                if (head >= places.turned()) continue;
+                of.cos[half][j] = load2(angles + 8 * j);
+                of.sin[half][j] = load2(angles + HALF + 8 * j);
+            }
+        }
+        of.slot = places.slot(min_u32(row + lane % STRIP, rows - 1));
+        return of;
+    }
+
+    __device__ __forceinline__ void finish(const f32 (&sums)[OUTPUTS / 2], const Ahead& ahead, u32 row, u32 tile, u32 strip) const {
         const u32 lane = threadIdx.x % 32, column = 2 * (lane % 4), to = strip + lane / 4 * PITCH + 2 * column;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            const u32 first = row + half * ROWS_AT_ONCE;
-            const f32* angles = rope + (u64)min_u32(first + lane / 4, rows - 1) * HEAD_DIM + column;
 #pragma unroll
             for (u32 p = 0; p < PIECES; p++) {
-                const u32 head = head_of(tile * PIECES + p), pair = pair_of(tile * PIECES + p);
+                const u32 head = head_of(tile * PIECES + p);
                 if (head >= places.heads()) continue;
-                const f32* biases = bias + head * HEAD_DIM + pair + column;
+                const f32* biases = bias + head * HEAD_DIM + pair_of(tile * PIECES + p) + column;
+                float2 low[PAIRS / 8], high[PAIRS / 8];
 #pragma unroll
                 for (u32 j = 0; j < PAIRS / 8; j++) {
-                    const f32 *low = sums + p * PAIRS + 4 * j + 2 * half, *high = low + PAIRS / 2;
-                    float2 a = add2(low, load2(biases + 8 * j)), b = add2(high, load2(biases + HALF + 8 * j));
+                    low[j] = load2(biases + 8 * j);
+                    high[j] = load2(biases + HALF + 8 * j);
+                }
+#pragma unroll
+                for (u32 j = 0; j < PAIRS / 8; j++) {
+                    const f32* of_low = sums + p * PAIRS + 4 * j + 2 * half;
+                    float2 a = add2(of_low, low[j]), b = add2(of_low + PAIRS / 2, high[j]);
                     if (head < places.turned()) {
-                        const float2 c = load2(angles + pair + 8 * j), s = load2(angles + HALF + pair + 8 * j), x = a, y = b;
+                        const float2 c = ahead.cos[half][j], s = ahead.sin[half][j], x = a, y = b;
                         a = {turn_low(x.x, y.x, c.x, s.x), turn_low(x.y, y.y, c.y, s.y)};
                         b = {turn_high(x.x, y.x, c.x, s.x), turn_high(x.y, y.y, c.y, s.y)};
                     }
@@ -84,11 +113,13 @@ struct Turned {
             __syncwarp();
 #pragma unroll
             for (u32 i = lane; i < ROWS_AT_ONCE * OUTPUTS / 8; i += 32) {
-                const u32 r = i / (OUTPUTS / 8), output = i % (OUTPUTS / 8) * 8, box = output / PAIRS, piece = tile * PIECES + box / 2;
-                if (first + r >= rows || head_of(piece) >= places.heads()) continue;
-                u16* dst = places.place(first + r, head_of(piece), HEAD_DIM);
+                const u32 r = half * ROWS_AT_ONCE + i / (OUTPUTS / 8), output = i % (OUTPUTS / 8) * 8, box = output / PAIRS;
+                const u32 piece = tile * PIECES + box / 2, slot = __shfl_sync(FULL, ahead.slot, r);
+                if (row + r >= rows || head_of(piece) >= places.heads()) continue;
+                u16* dst = places.place(row + r, slot, head_of(piece), HEAD_DIM);
                 if (!dst) continue;
-                *reinterpret_cast<uint4*>(dst + pair_of(piece) + box % 2 * HALF + output % PAIRS) = load_shared4(strip + r * PITCH + 2 * output);
+                dst += pair_of(piece) + box % 2 * HALF + output % PAIRS;
+                *reinterpret_cast<uint4*>(dst) = load_shared4(strip + r % ROWS_AT_ONCE * PITCH + 2 * output);
             }
             __syncwarp();
         }

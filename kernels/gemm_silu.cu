@@ -16,8 +16,11 @@ struct Gated {
     __device__ __forceinline__ u32 tiles() const { return cdiv(width, WIDTH); }
     __device__ __forceinline__ u32 first_row(u32 tile, u32 box) const { return box * width + tile * WIDTH; }
 
+    struct Ahead {};
+    __device__ __forceinline__ Ahead ahead(u32, u32) const { return {}; }
+
     // Rows of 176 bytes meet every bank once.
-    __device__ __forceinline__ void finish(const f32 (&sums)[WIDTH], u32 row, u32 tile, u32 strip) const {
+    __device__ __forceinline__ void finish(const f32 (&sums)[WIDTH], const Ahead&, u32 row, u32 tile, u32 strip) const {
         const u32 lane = threadIdx.x % 32, output = tile * WIDTH + 2 * (lane % 4), to = strip + lane / 4 * OUT_BYTES + 4 * (lane % 4);
 #pragma unroll
         for (u32 j = 0; j < WIDTH / 8; j++) {
@@ -30,7 +33,8 @@ struct Gated {
             for (u32 half = 0; half < 2; half++) {
                 const f32 *gate = sums + 4 * j + 2 * half, *up = gate + WIDTH / 2;
                 const f32 y0 = silu_times(gate[0] + of_gate.x, up[0] + of_up.x), y1 = silu_times(gate[1] + of_gate.y, up[1] + of_up.y);
-                store_shared(to + 8 * half * OUT_BYTES + 16 * j, f2bf2(y0, y1));
+                // What is left of a row is filled up with zeros: who reads it multiplies it by some.
+                store_shared(to + 8 * half * OUT_BYTES + 16 * j, output + 8 * j < width ? f2bf2(y0, y1) : 0);
             }
         }
         written_for_accelerator();

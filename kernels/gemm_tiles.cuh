@@ -20,8 +20,8 @@ constexpr u32 SIDE_BY_SIDE = 8;
 constexpr u32 STRIP = 16;
 
 // An Epilogue has `tiles()` of w, each BOXES of BOX_ROWS rows, box `i` from `first_row(tile, i)` on; STRIP_BYTES of shared memory for a warp's 16
-// rows; `finish(sums, row, tile, at)`, which one warp calls for its rows from `row` on, their strip at `at`, and which leaves the strip
-// free for its next; `leave()`, until a strip may be written by the accelerator.
+// rows; `ahead(row, tile)`, what a warp reads for its rows from `row` on while their products are made; `finish(sums, ahead, row, tile, strip)`,
+// which makes them outputs by way of the strip and leaves that free for the next; `leave()`, until a strip may be written by the accelerator.
 template <class Epilogue, u32 WARPGROUPS, u32 HEIGHT, u32 STAGES>
 struct Tiles {
     static constexpr u32 ROWS = 64 * HEIGHT * WARPGROUPS, BOX_BYTES = Epilogue::BOX_ROWS * ROW_BYTES, SUMS = Epilogue::BOXES * Epilogue::BOX_ROWS / 2;
@@ -98,6 +98,12 @@ struct Tiles {
         };
         wait_for_earlier_kernels();
         for (u32 place = blockIdx.x; place < row_tiles * w_tiles; place += gridDim.x) {
+            u32 row, tile;
+            locate(place, row, tile);
+            row += group * HEIGHT * 64 + threadIdx.x / 32 % 4 * STRIP;
+            typename Epilogue::Ahead ahead[HEIGHT];
+#pragma unroll
+            for (u32 h = 0; h < HEIGHT; h++) ahead[h] = epilogue.ahead(row + h * 64, tile);
             f32 sums[HEIGHT][SUMS] = {};
             products_are_in(sums);
 #pragma unroll 1
@@ -124,12 +130,10 @@ struct Tiles {
             products_wait<0>();
             products_are_in(sums);
             threads_meet<128 * WARPGROUPS>(1);
-            u32 row, tile;
-            locate(place, row, tile);
-            const u32 warp = threadIdx.x / 32, strip = smem + before * STAGE + warp * STRIPS * Epilogue::STRIP_BYTES;
+            const u32 strip = smem + before * STAGE + threadIdx.x / 32 * STRIPS * Epilogue::STRIP_BYTES;
 #pragma unroll
             for (u32 h = 0; h < HEIGHT; h++)
-                epilogue.finish(sums[h], row + (group * HEIGHT + h) * 64 + warp % 4 * STRIP, tile, strip + (h % STRIPS) * Epilogue::STRIP_BYTES);
+                epilogue.finish(sums[h], ahead[h], row + h * 64, tile, strip + h % STRIPS * Epilogue::STRIP_BYTES);
             epilogue.leave();
             threads_meet<128>(2 + group);
             release(before);

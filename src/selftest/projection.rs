@@ -15,7 +15,7 @@ const ROWS: [usize; 12] = [1, 9, 64, 65, 128, 200, 256, 300, 512, 513, 700, 2100
 pub fn run(pair: &Pair, small: bool, table: &mut Table) -> Result<()> {
     let heads = |num_heads, num_kv_heads, head_dim| HeadShape { num_heads, num_kv_heads, head_dim };
     let decoders =
-        [(heads(2, 1, 128), 64), (heads(3, 2, 128), 72), (heads(4, 2, 32), 64), (heads(16, 2, 128), 2048), (heads(28, 4, 128), 3584)];
+        [(heads(2, 1, 128), 64), (heads(6, 2, 128), 72), (heads(4, 2, 32), 64), (heads(16, 2, 128), 2048), (heads(28, 4, 128), 3584)];
     for (shape, k) in decoders.into_iter().take(if small { 3 } else { 5 }) {
         let qkv = Qkv { shape, k, rows: 150 };
         let name = format!("{} / {} heads of {} from {k}", shape.num_heads, shape.num_kv_heads, shape.head_dim);

@@ -69,7 +69,8 @@ impl Gated {
         let width = w.n / 2;
         let x = RowTiles { address: call.x, rows: call.rows, width: w.ld, stride: w.ld, boxes: [v.rows, COLUMNS], swizzled: true };
         let gates = RowTiles { address: w.ptr(), rows: w.n, boxes: [WIDTH, COLUMNS], ..x };
-        let out = RowTiles { address: call.out, rows: call.rows, width, stride: row_stride(width), boxes: [STRIP, WIDTH], swizzled: false };
+        let stride = row_stride(width);
+        let out = RowTiles { address: call.out, rows: call.rows, width: stride, stride, boxes: [STRIP, WIDTH], swizzled: false };
         let args = Args::default().map(x.encode()).map(gates.encode()).map(out.encode());
         let tiles = call.rows.div_ceil(v.rows) * width.div_ceil(WIDTH);
         let shared = v.stages * 2 * COLUMNS * (v.rows + 2 * WIDTH) + ALIGN;
