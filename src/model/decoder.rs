@@ -130,28 +130,28 @@ impl<B: Backend> Decoder<B> {
             b.scatter_rows(step.features, step.feature_pairs, step.num_features, hidden, &mut act.x);
         }
         b.rope_table(step.positions, &self.inv_freq, &self.rope_axis, self.shape.head_dim / 2, rows, &mut act.rope);
-        for (layer, kv) in self.layers.iter().zip(kv) {
+        for (i, (layer, kv)) in self.layers.iter().zip(kv).enumerate() {
             b.rms_norm(&act.x, &layer.input_norm.values, self.eps, rows, hidden, &mut act.normed);
             let (bias, rope) = (&layer.qkv_bias.values, &act.rope);
             let rope = RopeQkv { bias, rope, slot_mapping: step.slot_mapping, shape: self.shape, rows };
             b.gemm_rope_qkv((&act.normed, &layer.qkv.operand), &mut act.qkv, rope, &mut act.q, kv);
             b.attention(&act.q, kv, step.plan, self.shape, rows, &mut act.attended);
             b.gemm(&act.attended, &layer.o.operand, None, rows, Store::Add, &mut act.x);
-            b.rms_norm(&act.x, &layer.post_norm.values, self.eps, rows, hidden, &mut act.normed);
+            // No row attends to what the last layer makes after its attention: it is made for the wanted rows alone.
+            let (x, rows) = match i + 1 == self.layers.len() {
+                false => (&mut act.x, rows),
+                true if step.num_logits == 0 => return,
+                true => {
+                    b.gather_rows(&act.x, step.logits_index, step.num_logits, hidden, &mut act.last);
+                    (&mut act.last, step.num_logits)
+                }
+            };
+            b.rms_norm(x, &layer.post_norm.values, self.eps, rows, hidden, &mut act.normed);
             b.gemm_silu_mul(&act.normed, &layer.gate_up.operand, None, (rows, self.intermediate), &mut act.gate_up, &mut act.mlp);
-            b.gemm(&act.mlp, &layer.down.operand, None, rows, Store::Add, &mut act.x);
+            b.gemm(&act.mlp, &layer.down.operand, None, rows, Store::Add, x);
         }
-        if step.num_logits > 0 {
-            b.gather_rows(&act.x, step.logits_index, step.num_logits, hidden, &mut act.last);
-            b.rms_norm(&act.last, &self.norm.values, self.eps, step.num_logits, hidden, &mut act.last_normed);
-            b.gemm(
-                &act.last_normed,
-                &self.head.as_ref().unwrap_or(&self.embed).operand,
-                None,
-                step.num_logits,
-                Store::Write,
-                &mut act.logits,
-            );
-        }
+        b.rms_norm(&act.last, &self.norm.values, self.eps, step.num_logits, hidden, &mut act.last_normed);
+        let head = &self.head.as_ref().unwrap_or(&self.embed).operand;
+        b.gemm(&act.last_normed, head, None, step.num_logits, Store::Write, &mut act.logits);
     }
 }

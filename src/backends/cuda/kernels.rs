@@ -98,7 +98,7 @@ const SOURCES: &[Source] = &[
             "gemm_rope_qkv_64x128",
             "gemm_rope_qkv_128x128",
             "gemm_rope_qkv_128x256",
-            "gemm_rope_vision_128x160",
+            "gemm_rope_vision_256x160",
         ],
         only: Some("sm_90a"),
     },

@@ -13,6 +13,8 @@ use crate::backends::HeadShape;
 
 /// Columns of a stage.
 const COLUMNS: usize = 64;
+/// Rows of outputs that leave together.
+const STRIP: usize = 16;
 /// Swizzled tiles begin at multiples of this.
 const ALIGN: usize = 1024;
 /// Outputs of the largest product that is tried: others do not make queries, keys and values.
@@ -66,12 +68,12 @@ impl Turned {
             Some(Variant { kernel, rows, outputs, pairs, threads, stages, most })
         };
         let paged = [
-            variant("gemm_rope_qkv_64x64", [64, 64, 32], 160, 8, 128),
-            variant("gemm_rope_qkv_64x128", [64, 128, 64], 160, 8, 256),
+            variant("gemm_rope_qkv_64x64", [64, 64, 32], 160, 12, 128),
+            variant("gemm_rope_qkv_64x128", [64, 128, 64], 160, 9, 256),
             variant("gemm_rope_qkv_128x128", [128, 128, 64], 288, 6, 512),
             variant("gemm_rope_qkv_128x256", [128, 256, 64], 384, 4, usize::MAX),
         ];
-        let apart = [variant("gemm_rope_vision_128x160", [128, 160, 40], 288, 6, usize::MAX)];
+        let apart = [variant("gemm_rope_vision_256x160", [256, 160, 40], 384, 4, usize::MAX)];
         Turned {
             device: device.clone(),
             paged: Family { head_dim: 128, variants: paged.into_iter().flatten().collect() },
@@ -118,13 +120,18 @@ impl Turned {
         let v = variants.iter().find(|v| call.rows <= v.most).unwrap_or(&variants[variants.len() - 1]);
         let x = RowTiles { address: call.x, rows: call.rows, width: w.ld, stride: w.ld, boxes: [v.rows, COLUMNS], swizzled: true };
         let weights = RowTiles { address: w.ptr(), rows: w.n, boxes: [v.pairs, COLUMNS], ..x };
-        let args = Args::default().map(x.encode()).map(weights.encode()).int(w.ld).int(call.rows).ptr(call.bias).ptr(call.rope);
+        let operands = Args::default().map(x.encode()).map(weights.encode());
+        let rows = |args: Args| args.int(w.ld).int(call.rows).ptr(call.bias).ptr(call.rope);
         let args = match *places {
             Places::Paged { shape, slot_mapping, q, kv } => {
-                let heads = args.ptr(slot_mapping).int(shape.num_heads).int(shape.num_kv_heads);
+                let heads = rows(operands).ptr(slot_mapping).int(shape.num_heads).int(shape.num_kv_heads);
                 heads.int(padded_dim(shape.head_dim)).ptr(q).ptr(kv)
             }
-            Places::Apart { shape, q, k, v } => args.int(shape.num_heads).ptr(q).ptr(k).ptr(v),
+            Places::Apart { shape, q, k, v } => {
+                let (width, boxes) = (shape.q_width(), [STRIP, shape.head_dim / 2]);
+                let to = |address| RowTiles { address, rows: call.rows, width, stride: width, boxes, swizzled: false }.encode();
+                rows(operands.map(to(q)).map(to(k)).map(to(v))).int(shape.num_heads)
+            }
         };
         let tiles = call.rows.div_ceil(v.rows) * w.n.div_ceil(v.outputs);
         let shared = v.stages * 2 * COLUMNS * (v.rows + v.outputs) + ALIGN;
