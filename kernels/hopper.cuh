@@ -117,30 +117,35 @@ __device__ __forceinline__ u64 tile_descriptor(u32 address) { return (u64)((addr
 #define SUMS_8(i) SUMS_4(i), SUMS_4(i + 4)
 #define SUMS_40(i) SUMS_8(i), SUMS_8(i + 8), SUMS_8(i + 16), SUMS_8(i + 24), SUMS_8(i + 32)
 
-// c += a · bᵀ for 64 rows of a, N of b (64, 128, 160, 176 or 256) and 16 columns. Lane l of warp w of the warpgroup has rows 16w + l / 4 and
-// + 8, columns 8j + 2 (l % 4) and + 1: c[4j ..] are (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
+// c += a · bᵀ for 64 rows of a, twice as many of b as c has sums, and 16 columns. Lane l of warp w of the warpgroup has rows 16w + l / 4 and + 8,
+// columns 8j + 2 (l % 4) and + 1: c[4j ..] are (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
 __device__ __forceinline__ void add_products(f32 (&c)[32], u64 a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) "%30, %31}, %32, %33, 1, 1, 1, 0, 0;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2)
+                 "%30, %31}, %32, %33, 1, 1, 1, 0, 0;"
                  : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24)
                  : "l"(a), "l"(b));
 }
 __device__ __forceinline__ void add_products(f32 (&c)[64], u64 a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) "%60, %61, %62, %63}, %64, %65, 1, 1, 1, 0, 0;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5)
+                 "%60, %61, %62, %63}, %64, %65, 1, 1, 1, 0, 0;"
                  : SUMS_40(0), SUMS_8(40), SUMS_8(48), SUMS_8(56)
                  : "l"(a), "l"(b));
 }
 __device__ __forceinline__ void add_products(f32 (&c)[80], u64 a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {" "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, %80, %81, 1, 1, 1, 0, 0;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6)
+                 "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, %80, %81, 1, 1, 1, 0, 0;"
                  : SUMS_40(0), SUMS_40(40)
                  : "l"(a), "l"(b));
 }
 __device__ __forceinline__ void add_products(f32 (&c)[88], u64 a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {" "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) PLACES(7) "%80, %81, %82, %83, %84, %85, %86, %87}, %88, %89, 1, 1, 1, 0, 0;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) PLACES(7)
+                 "%80, %81, %82, %83, %84, %85, %86, %87}, %88, %89, 1, 1, 1, 0, 0;"
                  : SUMS_40(0), SUMS_40(40), SUMS_8(80)
                  : "l"(a), "l"(b));
 }
 __device__ __forceinline__ void add_products(f32 (&c)[128], u64 a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) PLACES(7) PLACES(8) PLACES(9) PLACES(10) PLACES(11) "%120, %121, %122, %123, %124, %125, %126, %127}, %128, %129, 1, 1, 1, 0, 0;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) PLACES(7) PLACES(8) PLACES(9) PLACES(10) PLACES(11)
+                 "%120, %121, %122, %123, %124, %125, %126, %127}, %128, %129, 1, 1, 1, 0, 0;"
                  : SUMS_40(0), SUMS_40(40), SUMS_40(80), SUMS_8(120)
                  : "l"(a), "l"(b));
 }

@@ -98,14 +98,13 @@ impl ImageProcessor {
     pub fn process(&self, image: &RgbImage) -> Result<MediaInput> {
         let (height, width) = self.target_size(image.height, image.width)?;
         let resized = resize(image, height, width, self.resample);
-        let sha256 = Sha256::new()
-            .chain_update("grouper.image.v1")
-            .chain_update((height as u64).to_le_bytes())
-            .chain_update((width as u64).to_le_bytes())
-            .chain_update(&resized.pixels)
-            .finalize()
-            .into();
-        let (pixel_values, grid_thw) = patchify(std::slice::from_ref(&resized), self.shape, &self.normalizer);
+        let digest = || {
+            let named = Sha256::new().chain_update("grouper.image.v1");
+            let sized = named.chain_update((height as u64).to_le_bytes()).chain_update((width as u64).to_le_bytes());
+            sized.chain_update(&resized.pixels).finalize().into()
+        };
+        let (sha256, (pixel_values, grid_thw)) =
+            rayon::join(digest, || patchify(std::slice::from_ref(&resized), self.shape, &self.normalizer));
         Ok(MediaInput { kind: MediaKind::Image, sha256, grid_thw, pixel_values, second_per_grid_t: 1.0 })
     }
 }
