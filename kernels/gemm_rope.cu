@@ -143,7 +143,7 @@ struct ToCache : Turned<Paged, 128, PAIRS, PIECES> {
         }
     }
 
-    __device__ __forceinline__ void leave() const {}
+    __device__ __forceinline__ void leave() const { written_for_accelerator(); }
 };
 
 // To rows of their own, in boxes of half a head.
