@@ -7,30 +7,17 @@ use std::sync::Arc;
 
 use super::device::{Args, Device, Kernel};
 use super::kernels::{self, Kernels};
-use super::tensor_map::RowTiles;
+use super::tiles::{self, TileKernel};
 use super::weight::{Weight, row_stride};
 
-/// Gates of a tile, with as many ups; columns of a stage.
+/// Gates of a tile, with as many ups.
 const WIDTH: usize = 88;
-const COLUMNS: usize = 64;
-/// Rows of outputs that leave together.
-const STRIP: usize = 16;
-/// Swizzled tiles begin at multiples of this.
-const ALIGN: usize = 1024;
-
-/// Rows of a kernel's tiles, its threads and stages.
-struct Variant {
-    kernel: Kernel,
-    rows: usize,
-    threads: usize,
-    stages: usize,
-}
 
 pub struct Gated {
     device: Arc<Device>,
     silu_mul: Kernel,
     /// By rows, ascending; none on chips that lack their instructions.
-    variants: Vec<Variant>,
+    variants: Vec<TileKernel>,
 }
 
 /// Operands of a call: addresses. Rows of `out` are [`row_stride`] of half the outputs apart.
@@ -45,10 +32,9 @@ pub struct GatedCall {
 impl Gated {
     pub fn new(device: &Arc<Device>, kernels: &Kernels) -> Self {
         let variants = [("gemm_silu_64", 64, 160, 7), ("gemm_silu_128", 128, 288, 5), ("gemm_silu_256", 256, 384, 4)];
-        let loaded = variants.into_iter().filter_map(|(name, rows, threads, stages)| {
-            let kernel = kernels.find(name)?;
-            Some(Variant { kernel, rows, threads, stages })
-        });
+        let loaded = variants
+            .into_iter()
+            .filter_map(|(name, rows, threads, stages)| TileKernel::find(kernels, name, [rows, 2 * WIDTH, WIDTH], threads, stages));
         Gated { device: device.clone(), silu_mul: kernels.get("silu_mul"), variants: loaded.collect() }
     }
 
@@ -67,15 +53,9 @@ impl Gated {
         let last = &self.variants[self.variants.len() - 1];
         let v = self.variants.iter().find(|v| call.rows <= v.rows).unwrap_or(last);
         let width = w.n / 2;
-        let x = RowTiles { address: call.x, rows: call.rows, width: w.ld, stride: w.ld, boxes: [v.rows, COLUMNS], swizzled: true };
-        let gates = RowTiles { address: w.ptr(), rows: w.n, boxes: [WIDTH, COLUMNS], ..x };
-        let stride = row_stride(width);
-        let out = RowTiles { address: call.out, rows: call.rows, width: stride, stride, boxes: [STRIP, WIDTH], swizzled: false };
-        let args = Args::default().map(x.encode()).map(gates.encode()).map(out.encode());
-        let tiles = call.rows.div_ceil(v.rows) * width.div_ceil(WIDTH);
-        let shared = v.stages * 2 * COLUMNS * (v.rows + 2 * WIDTH) + ALIGN;
+        let args = v.operands(w, call.x, call.rows).map(tiles::outputs(call.out, call.rows, row_stride(width), WIDTH));
         let args = args.int(width).int(w.ld).int(call.rows).ptr(call.bias.unwrap_or(0));
-        self.device.launch(v.kernel, [tiles.min(self.device.multiprocessors()), 1, 1], v.threads, shared, args);
+        v.launch(&self.device, w, call.rows, args);
     }
 
     /// The activation alone, of sums `[rows, 2 · width]`.

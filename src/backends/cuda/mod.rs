@@ -18,6 +18,7 @@ mod nvrtc;
 mod shared;
 mod staging;
 mod tensor_map;
+mod tiles;
 mod timeline;
 mod trial;
 mod turned;

@@ -5,29 +5,18 @@
 use std::sync::Arc;
 
 use super::attention::padded_dim;
-use super::device::{Args, Device, Kernel};
+use super::device::{Args, Device};
 use super::kernels::Kernels;
-use super::tensor_map::RowTiles;
+use super::tiles::{self, TileKernel};
 use super::weight::Weight;
 use crate::backends::HeadShape;
 
-/// Columns of a stage.
-const COLUMNS: usize = 64;
-/// Rows of outputs that leave together.
-const STRIP: usize = 16;
-/// Swizzled tiles begin at multiples of this.
-const ALIGN: usize = 1024;
 /// Outputs of the largest product that is tried: others do not make queries, keys and values.
 const MOST_OUTPUTS: usize = 16_384;
 
-/// Rows and outputs of a kernel's tiles, of which each box has `pairs`; its threads and stages; the most rows that it is the best for.
+/// A kernel and the most rows that it is the best for.
 struct Variant {
-    kernel: Kernel,
-    rows: usize,
-    outputs: usize,
-    pairs: usize,
-    threads: usize,
-    stages: usize,
+    tiles: TileKernel,
     most: usize,
 }
 
@@ -63,10 +52,8 @@ pub enum Places {
 
 impl Turned {
     pub fn new(device: &Arc<Device>, kernels: &Kernels) -> Self {
-        let variant = |name, [rows, outputs, pairs]: [usize; 3], threads, stages, most| {
-            let kernel = kernels.find(name)?;
-            Some(Variant { kernel, rows, outputs, pairs, threads, stages, most })
-        };
+        let variant =
+            |name, tile, threads, stages, most| Some(Variant { tiles: TileKernel::find(kernels, name, tile, threads, stages)?, most });
         let paged = [
             variant("gemm_rope_qkv_64x64", [64, 64, 32], 160, 12, 128),
             variant("gemm_rope_qkv_64x128", [64, 128, 64], 160, 9, 256),
@@ -98,7 +85,7 @@ impl Turned {
     /// Numbers of rows with which each kernel of a family is tried: tiles that are full, begun, and several.
     pub fn trial_rows(&self, places: &Places) -> Vec<usize> {
         let variants = &self.family(places).variants;
-        let edges = variants.iter().flat_map(|v| [v.rows / 2 + 1, v.rows, v.most.min(700)]);
+        let edges = variants.iter().flat_map(|v| [v.tiles.rows / 2 + 1, v.tiles.rows, v.most.min(700)]);
         edges.chain([1]).collect()
     }
 
@@ -118,9 +105,7 @@ impl Turned {
     pub fn launch(&self, w: &Weight, call: &TurnedCall, places: &Places) {
         let variants = &self.family(places).variants;
         let v = variants.iter().find(|v| call.rows <= v.most).unwrap_or(&variants[variants.len() - 1]);
-        let x = RowTiles { address: call.x, rows: call.rows, width: w.ld, stride: w.ld, boxes: [v.rows, COLUMNS], swizzled: true };
-        let weights = RowTiles { address: w.ptr(), rows: w.n, boxes: [v.pairs, COLUMNS], ..x };
-        let operands = Args::default().map(x.encode()).map(weights.encode());
+        let operands = v.tiles.operands(w, call.x, call.rows);
         let rows = |args: Args| args.int(w.ld).int(call.rows).ptr(call.bias).ptr(call.rope);
         let args = match *places {
             Places::Paged { shape, slot_mapping, q, kv } => {
@@ -128,13 +113,10 @@ impl Turned {
                 heads.int(padded_dim(shape.head_dim)).ptr(q).ptr(kv)
             }
             Places::Apart { shape, q, k, v } => {
-                let (width, boxes) = (shape.q_width(), [STRIP, shape.head_dim / 2]);
-                let to = |address| RowTiles { address, rows: call.rows, width, stride: width, boxes, swizzled: false }.encode();
+                let to = |address| tiles::outputs(address, call.rows, shape.q_width(), shape.head_dim / 2);
                 rows(operands.map(to(q)).map(to(k)).map(to(v))).int(shape.num_heads)
             }
         };
-        let tiles = call.rows.div_ceil(v.rows) * w.n.div_ceil(v.outputs);
-        let shared = v.stages * 2 * COLUMNS * (v.rows + v.outputs) + ALIGN;
-        self.device.launch(v.kernel, [tiles.min(self.device.multiprocessors()), 1, 1], v.threads, shared, args);
+        v.tiles.launch(&self.device, w, call.rows, args);
     }
 }
