@@ -19,15 +19,14 @@ constexpr u32 ATTENTION_TILE = 64;
 constexpr u32 MAX_TOP_LOGPROBS = 20;
 constexpr u32 FULL = 0xFFFFFFFFu;
 constexpr f32 LOG2_E = 1.4426950408889634f;
+constexpr f64 LN_2 = 0.69314718055994531;
 
 // ---- structures of src/backends/mod.rs
 
 struct SampleRow {
     u32 logits_row;
     u32 slot;
-    u32 key[2];
-    u32 sample;
-    u32 position;
+    u32 random[4];
     f32 temperature;
     u32 top_k;
     f32 top_p;
@@ -96,6 +95,9 @@ __device__ __forceinline__ u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 __device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 // a - b, 0 when that is below 0.
 __device__ __forceinline__ u32 minus(u32 a, u32 b) { return a > b ? a - b : 0; }
+
+// Brings a line to the device's cache.
+__device__ __forceinline__ void fetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- what other blocks of the same launch wrote: past the multiprocessor's own cache
 

@@ -48,6 +48,7 @@ struct Turned {
         float2 cos[PAIRS / 8], sin[PAIRS / 8];
     };
 
+    __device__ __forceinline__ void begin() const {}
     __device__ __forceinline__ u32 tiles() const { return cdiv(places.heads() * (HALF / PAIRS), PIECES); }
     // Head of a piece, and its first pair there.
     static __device__ __forceinline__ u32 head_of(u32 piece) { return piece / (HALF / PAIRS); }
@@ -68,6 +69,15 @@ struct Turned {
             of.sin[j] = load2(table + HALF + 8 * j);
         }
         return of;
+    }
+
+    // Biases come from memory; the end of a tile finds them nearer.
+    __device__ __forceinline__ void fetch_biases(u32 tile) const {
+        const u32 lane = threadIdx.x % 32, piece = tile * PIECES + lane / 2, head = head_of(piece);
+        if (lane >= 2 * PIECES || head >= places.heads()) return;
+        const f32* from = bias + head * HEAD_DIM + pair_of(piece) + lane % 2 * HALF;
+        fetch_line(from);
+        fetch_line(from + PAIRS - 1);
     }
 
     // The lane's outputs of one of its rows, two neighbours at a time: `store(box, j, outputs)`, at 8 j of the box.
@@ -118,7 +128,9 @@ struct ToCache : Turned<Paged, 128, PAIRS, PIECES> {
     };
 
     __device__ __forceinline__ Ahead ahead(u32 row, u32 tile) const {
-        const u32 lane = threadIdx.x % 32, last = min_u32(Base::head_of(tile * PIECES + PIECES - 1), this->places.heads() - 1);
+        const u32 lane = threadIdx.x % 32;
+        this->fetch_biases(tile);
+        const u32 last = min_u32(Base::head_of(tile * PIECES + PIECES - 1), this->places.heads() - 1);
         return {{this->angles(row + lane / 4, tile), this->angles(row + ROWS_AT_ONCE + lane / 4, tile)},
                 this->places.slot(min_u32(row + lane % STRIP, this->rows - 1), last)};
     }

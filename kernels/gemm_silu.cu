@@ -16,6 +16,7 @@ struct Gated {
     __device__ __forceinline__ u32 tiles() const { return cdiv(width, WIDTH); }
     __device__ __forceinline__ u32 first_row(u32 tile, u32 box) const { return box * width + tile * WIDTH; }
 
+    __device__ __forceinline__ void begin() const {}
     struct Ahead {};
     __device__ __forceinline__ Ahead ahead(u32, u32) const { return {}; }
 

@@ -20,8 +20,9 @@ constexpr u32 SIDE_BY_SIDE = 8;
 constexpr u32 STRIP = 16;
 
 // An Epilogue has `tiles()` of w, each BOXES of BOX_ROWS rows, box `i` from `first_row(tile, i)` on; STRIP_BYTES of shared memory for a warp's 16
-// rows; `ahead(row, tile)`, what a warp reads for its rows from `row` on while their products are made; `finish(sums, ahead, row, tile, strip)`,
-// which makes them outputs by way of the strip and leaves that free for the next; `leave()`, until a strip may be written by the accelerator.
+// rows, or none; `begin()`, by all that multiply before anything else; `ahead(row, tile)`, what a warp reads for its rows from `row` on while their
+// products are made; `finish(sums, ahead, row, tile, strip)`, which makes them outputs by way of the strip and leaves that free for the next; `leave()`,
+// until a strip may be written by the accelerator.
 template <class Epilogue, u32 WARPGROUPS, u32 HEIGHT, u32 STAGES>
 struct Tiles {
     static constexpr u32 ROWS = 64 * HEIGHT * WARPGROUPS, BOX_BYTES = Epilogue::BOX_ROWS * ROW_BYTES, SUMS = Epilogue::BOXES * Epilogue::BOX_ROWS / 2;
@@ -31,7 +32,7 @@ struct Tiles {
     static constexpr u32 STRIPS = 4 * WARPGROUPS * HEIGHT * Epilogue::STRIP_BYTES <= STAGE ? HEIGHT : 1;
     static_assert(4 * WARPGROUPS * STRIPS * Epilogue::STRIP_BYTES <= STAGE, "outputs take the place of operands");
     // Sums that fill a thread's registers: the warp that fetches leaves its own to those that multiply, which goes by warpgroups.
-    static constexpr bool LEAVE_REGISTERS = HEIGHT * SUMS >= 120;
+    static constexpr bool LEAVE_REGISTERS = HEIGHT * SUMS > 88 && WARPGROUPS > 1;
     static constexpr u32 THREADS = 128 * WARPGROUPS + (LEAVE_REGISTERS ? 128 : 32);
 
     const TensorMap &x, &w;
@@ -96,6 +97,7 @@ struct Tiles {
         auto release = [&](u32 stage) {
             if (threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * stage);
         };
+        epilogue.begin();
         wait_for_earlier_kernels();
         for (u32 place = blockIdx.x; place < row_tiles * w_tiles; place += gridDim.x) {
             u32 row, tile;
@@ -129,14 +131,18 @@ struct Tiles {
             }
             products_wait<0>();
             products_are_in(sums);
-            threads_meet<128 * WARPGROUPS>(1);
+            constexpr bool STRIPPED = Epilogue::STRIP_BYTES > 0;
+            if constexpr (STRIPPED) threads_meet<128 * WARPGROUPS>(1);
+            else release(before);
             const u32 strip = smem + before * STAGE + threadIdx.x / 32 * STRIPS * Epilogue::STRIP_BYTES;
 #pragma unroll
             for (u32 h = 0; h < HEIGHT; h++)
                 epilogue.finish(sums[h], ahead[h], row + h * 64, tile, strip + h % STRIPS * Epilogue::STRIP_BYTES);
-            epilogue.leave();
-            threads_meet<128>(2 + group);
-            release(before);
+            if constexpr (STRIPPED) {
+                epilogue.leave();
+                threads_meet<128>(2 + group);
+                release(before);
+            }
         }
         stores_wait();
     }

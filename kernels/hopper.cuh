@@ -143,6 +143,12 @@ __device__ __forceinline__ void add_products(f32 (&c)[88], u64 a, u64 b) {
                  : SUMS_40(0), SUMS_40(40), SUMS_8(80)
                  : "l"(a), "l"(b));
 }
+__device__ __forceinline__ void add_products(f32 (&c)[96], u64 a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) PLACES(7) PLACES(8)
+                 "%90, %91, %92, %93, %94, %95}, %96, %97, 1, 1, 1, 0, 0;"
+                 : SUMS_40(0), SUMS_40(40), SUMS_8(80), SUMS_8(88)
+                 : "l"(a), "l"(b));
+}
 __device__ __forceinline__ void add_products(f32 (&c)[128], u64 a, u64 b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES(1) PLACES(2) PLACES(3) PLACES(4) PLACES(5) PLACES(6) PLACES(7) PLACES(8) PLACES(9) PLACES(10) PLACES(11)
                  "%120, %121, %122, %123, %124, %125, %126, %127}, %128, %129, 1, 1, 1, 0, 0;"

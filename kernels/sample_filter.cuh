@@ -1,6 +1,6 @@
 // Rows with penalties and filters, or alternatives to report: scores made anew in every pass, and the cutoffs that radix select finds.
 #pragma once
-#include "sample_row.cuh"
+#include "sample_merge.cuh"
 
 constexpr u32 THREADS = 512;
 constexpr u32 BINS = 2048;
@@ -23,9 +23,11 @@ struct Scores {
 
     __device__ __forceinline__ f32 changed(u32 id, f32 x) const {
         if (touched != nullptr && touched[id / 32] >> (id % 32) & 1) {
+#pragma unroll 1
             for (u32 i = 0; i < banned_len; i++) {
                 if (banned[i] == id) x = neg_inf();
             }
+#pragma unroll 1
             for (u32 i = 0; i < bias_len; i++) {
                 if (bias_ids[i] == id) x += bias_values[i];
             }
@@ -50,18 +52,24 @@ struct Scores {
         }
     }
 
+    __device__ __forceinline__ float2 two(u32 first, f32 beyond) const {
+        float2 x = two_logits(logits, first, vocab, beyond);
+        if (!raw) {
+            x.x = changed(first, x.x);
+            if (first + 1 < vocab) x.y = changed(first + 1, x.y);
+        }
+        return x;
+    }
+
     // Rounds in which every thread of the block takes one group of four ids.
     __device__ __forceinline__ u32 rounds() const { return cdiv(cdiv(vocab, 4), THREADS); }
 };
 
 struct Shared {
-    u64 room[THREADS / 32];
-    f32 room_f[THREADS / 32];
+    Room<THREADS> merging;
     u32 picked;
     u64 above, inside;
     u32 tie;
-    u32 full;
-    Scores scores;
     u32 num_top;
     u32 top_ids[MAX_TOP_LOGPROBS];
     f32 top_scores[MAX_TOP_LOGPROBS];
@@ -135,7 +143,7 @@ __device__ Place select(const Scores& scores, u32 least, f32 top, f64 share, u64
             sum += amount[i];
         }
         u64 total;
-        u64 before = block_scan<THREADS>(sum, shared.room, total);
+        u64 before = block_scan<THREADS>(sum, shared.merging.ranks[0], total);
         if (level == 0) {
             if (MASS) {
                 wanted = (u64)ceil(share * (f64)total);
@@ -186,7 +194,7 @@ __device__ u32 nth_tie(const Scores& scores, u32 key, u32 nth, Shared& shared) {
 #pragma unroll
         for (u32 i = 0; i < 4; i++) here += key_of(x[i]) == key ? 1 : 0;
         u64 total;
-        u32 before = found + (u32)block_scan<THREADS>(here, shared.room, total);
+        u32 before = found + (u32)block_scan<THREADS>((u64)here, shared.merging.ranks[0], total);
         if (before < nth && nth <= before + here) {
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {

@@ -37,42 +37,56 @@ __device__ __forceinline__ u64 block_max(u64 x, u64* room) {
     return x;
 }
 
-template <u32 N>
-__device__ __forceinline__ f32 block_sum(f32 x, f32* room) {
+// Several at a time.
+template <u32 N, class T, u32 COUNT, class Join>
+__device__ __forceinline__ void block_reduce(T (&x)[COUNT], T (&room)[COUNT][N / 32], Join join) {
 #pragma unroll
-    for (u32 offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL, x, offset);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
-    __syncthreads();
-    f32 total = 0.0f;
+    for (u32 c = 0; c < COUNT; c++) {
 #pragma unroll
-    for (u32 i = 0; i < N / 32; i++) total += room[i];
-    return total;
+        for (u32 offset = 16; offset > 0; offset /= 2) x[c] = join(x[c], __shfl_xor_sync(FULL, x[c], offset));
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 c = 0; c < COUNT; c++) {
+        if (threadIdx.x % 32 == 0) room[c][threadIdx.x / 32] = x[c];
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 c = 0; c < COUNT; c++) {
+        x[c] = room[c][0];
+#pragma unroll
+        for (u32 i = 1; i < N / 32; i++) x[c] = join(x[c], room[c][i]);
+    }
 }
 
 // Sum over the threads before this one.
-template <u32 N>
-__device__ __forceinline__ u64 block_scan(u64 x, u64* room, u64& total) {
-    u64 sum = x;
+template <u32 N, class T>
+__device__ __forceinline__ T block_scan(T x, T* room, T& total) {
+    T sum = x;
 #pragma unroll
     for (u32 offset = 1; offset < 32; offset *= 2) {
-        u64 y = __shfl_up_sync(FULL, sum, offset);
+        const T y = __shfl_up_sync(FULL, sum, offset);
         if (threadIdx.x % 32 >= offset) sum += y;
     }
     __syncthreads();
     if (threadIdx.x % 32 == 31) room[threadIdx.x / 32] = sum;
     __syncthreads();
-    u64 before = 0;
+    T before = 0;
     total = 0;
 #pragma unroll
     for (u32 i = 0; i < N / 32; i++) {
         if (i < threadIdx.x / 32) before += room[i];
         total += room[i];
     }
-    return before + sum - x;
+    // Of the lane before, not this one's less x: neighbours agree on where one ends and the next begins.
+    sum = __shfl_up_sync(FULL, sum, 1);
+    return threadIdx.x % 32 == 0 ? before : before + sum;
 }
 
 // ---- what a row asks for
+
+// Which random word tells the place within the tile that is drawn; the two before it tell the tile.
+constexpr u32 ENTRY_WORD = 2;
 
 __device__ __forceinline__ bool penalises_counts(const SampleRow& row) {
     return row.counts_row != NONE && (row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f);
@@ -84,10 +98,10 @@ __device__ __forceinline__ bool changes_logits(const SampleRow& row) { return ro
 __device__ __forceinline__ bool filters(const SampleRow& row) {
     return row.temperature != 0.0f && (row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f);
 }
-// A row that asks for nothing but that a few ids are never drawn: they are passed over, and their share of the mass is known.
+// A row that draws from scores as they came, less a few of them at most: what `SampleRow::is_plain` of src/backends/mod.rs says of it.
 constexpr u32 FEW = 8;
-__device__ __forceinline__ bool lacks_few(const SampleRow& row) {
-    return row.banned_len > 0 && row.banned_len <= FEW && row.temperature != 0.0f && !changes_scores(row) && !filters(row);
+__device__ __forceinline__ bool draws_by_parts(const SampleRow& row) {
+    return !changes_scores(row) && !filters(row) && row.banned_len <= (row.temperature == 0.0f ? 0 : FEW);
 }
 __device__ __forceinline__ bool contains(const u32* ids, u32 len, u32 id) {
     for (u32 i = 0; i < len; i++) {
@@ -97,6 +111,12 @@ __device__ __forceinline__ bool contains(const u32* ids, u32 len, u32 id) {
 }
 __device__ __forceinline__ f32 temperature_of(const SampleRow& row) { return row.temperature == 0.0f ? 1.0f : row.temperature; }
 __device__ __forceinline__ f32 over(f32 x, f32 temperature) { return temperature == 1.0f ? x : __fdiv_rn(x, temperature); }
+
+// Two neighbouring logits, the first at an even place of the vocabulary; `beyond` where that ends.
+__device__ __forceinline__ float2 two_logits(const f32* logits, u32 first, u32 vocab, f32 beyond) {
+    if (vocab % 2 == 0) return *reinterpret_cast<const float2*>(logits + first);
+    return {logits[first], first + 1 < vocab ? logits[first + 1] : beyond};
+}
 
 // Four neighbouring logits; -inf beyond the vocabulary.
 __device__ __forceinline__ void load_logits(const f32* logits, u32 first, u32 vocab, f32 (&x)[4]) {
@@ -112,8 +132,3 @@ __device__ __forceinline__ void load_logits(const f32* logits, u32 first, u32 vo
         for (u32 i = 0; i < 4; i++) x[i] = first + i < vocab ? logits[first + i] : neg_inf();
     }
 }
-
-// Bits of 1 + u, u the leading 23 bits of the word's fraction: rounded down, so that a test against it passes no fewer entries.
-__device__ __forceinline__ f32 one_plus(u32 word) { return __uint_as_float(0x3F800000u | word >> 9); }
-// More than what one_plus and the products below lose.
-constexpr f32 ONE_AND_SLACK = 1.0f + 1.0f / (1 << 20);

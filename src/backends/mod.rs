@@ -21,6 +21,10 @@ pub const BLOCK_SIZE: usize = 32;
 pub const ATTENTION_CHUNK: usize = 256;
 /// Keys of one online-softmax update within a chunk.
 pub const ATTENTION_TILE: usize = 64;
+/// Bans of a row that takes its scores as they come otherwise, at most, for it to be drawn as fast.
+pub const FEW_BANS: u32 = 8;
+/// Neighbouring entries of the vocabulary of which a draw first chooses one tile, by its mass, then an entry.
+pub const DRAW_TILE: usize = 192;
 /// Entries that `top` of [`Sampled`] can hold (OpenAI's bound on `top_logprobs`).
 pub const MAX_TOP_LOGPROBS: usize = 20;
 
@@ -61,11 +65,8 @@ pub struct SampleRow {
     pub logits_row: u32,
     /// Slot that keeps the sequence's last token and its seen tokens.
     pub slot: u32,
-    /// Philox key: hash of (seed, group id or position, attempt), low and high word.
-    pub key: [u32; 2],
-    /// Philox counter: index of the sample in its group, position in the completion.
-    pub sample: u32,
-    pub position: u32,
+    /// What decides the draw (`rng::draw_words`): the first two words choose a tile, the third an entry of it.
+    pub random: [u32; 4],
     /// 0 is greedy: argmax, lowest id on ties.
     pub temperature: f32,
     /// 0 is off.
@@ -87,6 +88,18 @@ pub struct SampleRow {
     pub top_logprobs: u32,
     /// Score this token instead of drawing one; `NO_TOKEN` draws.
     pub forced: u32,
+}
+
+impl SampleRow {
+    /// Whether the row only draws, by its temperature, from scores as they came, of which few are banned: no filters, no alternatives.
+    pub fn is_plain(&self) -> bool {
+        let draws = self.temperature != 0.0;
+        let filters = draws && (self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0);
+        let counts = self.counts_row != NO_COUNTS && (self.presence_penalty != 0.0 || self.frequency_penalty != 0.0);
+        let changes = counts || self.bias_len > 0 || self.repetition_penalty != 1.0;
+        let few_bans = self.banned_len <= if draws { FEW_BANS } else { 0 };
+        few_bans && !filters && !changes && self.top_logprobs == 0 && self.forced == NO_TOKEN
+    }
 }
 
 pub const NO_COUNTS: u32 = u32::MAX;
@@ -287,6 +300,8 @@ pub struct TokenSource<'a, B: Backend> {
 
 /// What `sample` reads beside the logits.
 pub struct SampleInputs<'a, B: Backend> {
+    /// Whether row `i` of every `i` draws from logits `i` and [`SampleRow::is_plain`]. A captured step is keyed by it.
+    pub plain: bool,
     pub rows: &'a B::Buf<SampleRow>,
     pub banned: &'a B::Buf<u32>,
     pub bias_ids: &'a B::Buf<u32>,
@@ -313,6 +328,14 @@ impl<B: Backend> SamplerState<B> {
             vocab,
         })
     }
+}
+
+/// What decides the launches of a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StepKey {
+    pub rows: usize,
+    /// Whether all draws are plain, as [`SampleInputs`] has it.
+    pub plain: bool,
 }
 
 /// A device. See the module text for what every method keeps to; shapes are row-major.
@@ -390,9 +413,9 @@ pub trait Backend: Sized + Send + 'static {
     fn captured_rows(&self, _most: usize) -> Vec<usize> {
         Vec::new()
     }
-    /// Runs a step that is always the same for `key`: a device may capture it once and replay it. The closure holds backend calls
+    /// Runs a step that is always the same for its key: a device may capture it once and replay it. The closure holds backend calls
     /// only, since host code in it would not run on replay.
-    fn graphed(&self, _key: u64, step: impl FnOnce(&Self)) {
+    fn graphed(&self, _key: StepKey, step: impl FnOnce(&Self)) {
         step(self);
     }
 
@@ -485,6 +508,21 @@ pub trait Backend: Sized + Send + 'static {
         state: &mut SamplerState<Self>,
         out: &mut Self::Buf<Sampled>,
     );
+    /// Draws from `x · wᵀ`, as [`Backend::gemm`] and [`Backend::sample`] do one after the other; `rows`: of x, of draws; `logits` is room for
+    /// what lies between, where a device needs that.
+    fn gemm_sample(
+        &self,
+        (x, w): (&Self::Buf<Self::Float>, &Self::Weight),
+        logits: &mut Self::Buf<f32>,
+        inputs: SampleInputs<'_, Self>,
+        rows: [usize; 2],
+        state: &mut SamplerState<Self>,
+        out: &mut Self::Buf<Sampled>,
+    ) {
+        let [rows, draws] = rows;
+        self.gemm(x, w, None, rows, Store::Write, logits);
+        self.sample(logits, inputs, draws, state, out);
+    }
     /// Prepares a slot for a new or resumed sequence: its last token, seen tokens and, when it has one, its counts row.
     fn reset_slot(&self, state: &mut SamplerState<Self>, slot: u32, counts_row: Option<u32>, prompt: &[u32], completion: &[u32]);
 

@@ -86,7 +86,7 @@ impl Workload {
 }
 
 /// What a card was measured to do at best: bytes a second copied, operations a second multiplied in bf16.
-const CARDS: &[(&str, f64, f64)] = &[("H100 80GB HBM3", 3.0e12, 798e12)];
+const CARDS: &[(&str, f64, f64)] = &[("H100 80GB HBM3", 3.0e12, 798e12), ("H200", 4.2e12, 790e12)];
 
 /// Seconds that the card called `device` needs at least: weights and keys read once a step (a prompt's once a group) or the
 /// multiplications done, whichever is longer, keys beside them, and the prompts' multiplications before. `None`: an unknown card.

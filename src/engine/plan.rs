@@ -75,6 +75,11 @@ impl StepPlan {
             && self.logits_index.iter().enumerate().all(|(i, row)| i == *row as usize)
     }
 
+    /// As [`crate::backends::SampleInputs::plain`] says.
+    pub fn draws_plainly(&self) -> bool {
+        self.draws.iter().enumerate().all(|(i, draw)| draw.logits_row as usize == i && draw.is_plain())
+    }
+
     /// Fills a decode step up with rows that leave nothing behind but `spare_slot`'s token.
     pub fn pad(&mut self, rows: usize, spare_slot: u32) {
         for row in self.num_rows() as u32..rows as u32 {

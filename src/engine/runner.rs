@@ -8,7 +8,7 @@ use super::handle::{Captured, EngineStats, MAX_BANNED_IDS, MAX_BIASED_IDS};
 use super::plan::StepPlan;
 use super::policy::NewWeights;
 use super::scoring::Scorer;
-use crate::backends::{Backend, LaunchTime, Memory, SampleInputs, SampleRow, Sampled, SamplerState, TokenSource};
+use crate::backends::{Backend, LaunchTime, Memory, SampleInputs, SampleRow, Sampled, SamplerState, StepKey, TokenSource};
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::activations::{Activations, VisionActivations};
@@ -220,6 +220,7 @@ impl<B: Backend> Runner<B> {
             self.backend.reset_slot(&mut self.sampler, reset.slot, reset.counts_row, &reset.prompt, &reset.completion);
         }
         let mut forwarded = None;
+        let plain = plan.draws_plainly();
         let Runner { backend, model, reference, kv, act, features, sampler, step, sampled, .. } = self;
         // A replayed step runs none of this: what it reads is in buffers, what it was captured with is the same for its key.
         let mut run = |b: &B| {
@@ -235,16 +236,17 @@ impl<B: Backend> Runner<B> {
                 logits_index: &step.logits_index,
                 num_logits: plan.logits_index.len(),
             };
-            scorer_of(&plan, model, reference).decoder.forward(b, &inputs, kv, act);
+            let decoder = &scorer_of(&plan, model, reference).decoder;
+            decoder.forward(b, &inputs, kv, act);
             forwarded = Some(Instant::now());
             if !plan.draws.is_empty() {
-                let inputs =
-                    SampleInputs { rows: &step.draws, banned: &step.banned, bias_ids: &step.bias_ids, bias_values: &step.bias_values };
-                b.sample(&act.logits, inputs, plan.draws.len(), sampler, sampled);
+                let StepBuffers { draws: rows, banned, bias_ids, bias_values, .. } = &*step;
+                let inputs = SampleInputs { plain, rows, banned, bias_ids, bias_values };
+                decoder.sample(b, [plan.logits_index.len(), plan.draws.len()], inputs, act, sampler, sampled);
             }
         };
         match decode {
-            true => backend.graphed(plan.num_rows() as u64, run),
+            true => backend.graphed(StepKey { rows: plan.num_rows(), plain }, run),
             false => run(backend),
         }
         let ticket = self.backend.submit(&self.sampled, num_draws);

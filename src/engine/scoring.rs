@@ -177,7 +177,6 @@ fn push_draws(plan: &mut StepPlan, request: &ScoreRequest, tokens: std::ops::Ran
         plan.draws.push(SampleRow {
             logits_row,
             slot,
-            position: position as u32,
             temperature: request.temperature,
             top_p: 1.0,
             repetition_penalty: 1.0,

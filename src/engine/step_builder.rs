@@ -9,6 +9,7 @@ use super::request::PolicyVersion;
 use super::sequence::{Group, Phase};
 use super::vision_cache::VisionCache;
 use crate::backends::{BLOCK_SIZE, NO_COUNTS, NO_TOKEN, SampleRow, Span};
+use crate::rng::draw_words;
 
 pub struct StepBuilder {
     pub plan: StepPlan,
@@ -112,9 +113,7 @@ impl StepBuilder {
         self.plan.draws.push(SampleRow {
             logits_row,
             slot,
-            key: group.rng_key.0,
-            sample: s as u32,
-            position: sample.drawn as u32,
+            random: draw_words(group.rng_key.0, s as u32, sample.drawn as u32),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,

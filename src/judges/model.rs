@@ -218,6 +218,7 @@ impl<B: Backend> Scorer<B> {
             };
             self.model.decoder.forward(b, &step, &mut self.kv, &mut self.act);
         }
+        self.model.decoder.logits(b, 1, &mut self.act);
         let mut score = [0.0];
         b.download(&self.act.logits, &mut score);
         score[0]

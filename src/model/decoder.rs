@@ -4,7 +4,7 @@ use super::activations::Activations;
 use super::config::{Head, ModelConfig};
 use super::mrope;
 use super::param::{Loader, Param, Vector, Weight};
-use crate::backends::{Backend, HeadShape, RopeQkv, Store, TokenSource};
+use crate::backends::{Backend, HeadShape, RopeQkv, SampleInputs, Sampled, SamplerState, Store, TokenSource};
 use crate::error::Result;
 
 pub struct Decoder<B: Backend> {
@@ -122,7 +122,7 @@ impl<B: Backend> Decoder<B> {
         self.shape
     }
 
-    /// Runs `step`, writes keys and values into `kv` and leaves the wanted rows' logits in `act.logits`.
+    /// Runs `step`, writes keys and values into `kv` and leaves the wanted rows, ready for the head, in `act.last_normed`.
     pub fn forward(&self, b: &B, step: &DecoderStep<'_, B>, kv: &mut [B::Kv], act: &mut Activations<B>) {
         let (rows, hidden) = (step.rows, self.hidden);
         b.embed(TokenSource { ..step.source }, &self.embed.operand, rows, &mut act.x);
@@ -151,7 +151,27 @@ impl<B: Backend> Decoder<B> {
             b.gemm(&act.mlp, &layer.down.operand, None, rows, Store::Add, x);
         }
         b.rms_norm(&act.last, &self.norm.values, self.eps, step.num_logits, hidden, &mut act.last_normed);
-        let head = &self.head.as_ref().unwrap_or(&self.embed).operand;
-        b.gemm(&act.last_normed, head, None, step.num_logits, Store::Write, &mut act.logits);
+    }
+
+    /// After [`Decoder::forward`]: logits of the wanted rows into `act.logits`.
+    pub fn logits(&self, b: &B, num_logits: usize, act: &mut Activations<B>) {
+        b.gemm(&act.last_normed, self.head(), None, num_logits, Store::Write, &mut act.logits);
+    }
+
+    /// After [`Decoder::forward`]: draws `draws` tokens from the logits of the wanted rows.
+    pub fn sample(
+        &self,
+        b: &B,
+        [num_logits, draws]: [usize; 2],
+        inputs: SampleInputs<'_, B>,
+        act: &mut Activations<B>,
+        state: &mut SamplerState<B>,
+        out: &mut B::Buf<Sampled>,
+    ) {
+        b.gemm_sample((&act.last_normed, self.head()), &mut act.logits, inputs, [num_logits, draws], state, out);
+    }
+
+    fn head(&self) -> &B::Weight {
+        &self.head.as_ref().unwrap_or(&self.embed).operand
     }
 }

@@ -8,6 +8,7 @@ use crate::backends::{
     BLOCK_SIZE, Backend, FloatData, HeadShape, Matrix, NO_COUNTS, NO_TOKEN, SampleInputs, SampleRow, SamplerState, Span, Store,
 };
 use crate::error::Result;
+use crate::rng::draw_words;
 
 /// Launches that are timed at once, and how often; the fastest counts.
 const LAUNCHES: usize = 20;
@@ -109,7 +110,7 @@ fn sampler(cuda: &Cuda) -> Result<()> {
     let row = |i: usize| SampleRow {
         logits_row: i as u32,
         slot: i as u32,
-        key: [i as u32, 7],
+        random: draw_words([i as u32, 7], 0, 0),
         temperature: 1.0,
         top_p: 1.0,
         repetition_penalty: 1.0,
@@ -125,7 +126,7 @@ fn sampler(cuda: &Cuda) -> Result<()> {
     for (name, rows) in [("plain", plain), ("top-k 50, top-p 0.95", filtered)] {
         let rows = upload(cuda, &rows)?;
         let us = best(cuda, || {
-            let inputs = SampleInputs { rows: &rows, banned: &ids, bias_ids: &ids, bias_values: &values };
+            let inputs = SampleInputs { plain: false, rows: &rows, banned: &ids, bias_ids: &ids, bias_values: &values };
             cuda.sample(&logits, inputs, ROWS, &mut state, &mut out);
         });
         println!(

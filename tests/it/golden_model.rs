@@ -157,6 +157,7 @@ impl<B: Backend> Teacher<B> {
             num_logits: rows,
         };
         model.decoder.forward(b, &step, &mut kv, &mut act);
+        model.decoder.logits(b, rows, &mut act);
         self.logits = download(b, &act.logits, p * vocab);
         let draws: Vec<SampleRow> = completion
             .iter()
@@ -177,7 +178,7 @@ impl<B: Backend> Teacher<B> {
         let empty = upload(&[]);
         let no_bias = b.alloc(1).unwrap();
         let mut out = b.alloc::<Sampled>(draws.len().max(1)).unwrap();
-        let inputs = SampleInputs { rows: &rows, banned: &empty, bias_ids: &empty, bias_values: &no_bias };
+        let inputs = SampleInputs { plain: false, rows: &rows, banned: &empty, bias_ids: &empty, bias_values: &no_bias };
         b.sample(&act.logits, inputs, draws.len(), &mut sampler, &mut out);
         self.sampled = b.wait(b.submit(&out, draws.len()));
     }

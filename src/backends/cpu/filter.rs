@@ -155,18 +155,7 @@ pub fn top_p(isa: Isa, scores: &[f32], top: f32, p: f32, within: Cutoff) -> Cuto
             break;
         }
         last = Some(Cutoff { score, id });
-        before += f64::from(isa.run(ExpOne(score - top)));
+        before += f64::from(isa.run(math::ExpOne(score - top)));
     }
     last.map_or(within, |last| within.tighter(last))
-}
-
-struct ExpOne(f32);
-
-impl Kernel for ExpOne {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        math::exp_one(s, self.0)
-    }
 }

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::simd::{LANES, Simd};
+use super::simd::{Kernel, LANES, Simd};
 use crate::backends::Element;
 
 /// What enters GEMMs: f32 as it is, or rounded to bf16.
@@ -79,6 +79,18 @@ pub fn exp_one<S: Simd>(s: S, x: f32) -> f32 {
     let mut out = [0.0; LANES];
     s.store(exp(s, s.splat(x)), &mut out);
     out[0]
+}
+
+/// [`exp_one`] as a kernel.
+pub struct ExpOne(pub f32);
+
+impl Kernel for ExpOne {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        exp_one(s, self.0)
+    }
 }
 
 /// Natural logarithm, the same on every machine.

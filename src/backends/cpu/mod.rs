@@ -4,6 +4,7 @@
 //! that they are. Both give the same bits for every number of threads and every instruction set.
 
 mod attention;
+mod draw;
 mod elementwise;
 mod filter;
 mod gemm;

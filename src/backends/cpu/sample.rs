@@ -1,19 +1,18 @@
 //! One token from one row of logits.
 //!
 //! The scores that are drawn from follow Hugging Face's order: bans, bias, repetition, presence and frequency penalties,
-//! temperature, then what top-k, top-p and min-p leave (`filter`). The draw adds Gumbel noise to every score that is left and takes
-//! the largest sum, the lowest id on ties, which is a draw from their softmax and needs no normalisation. `logp`, `logp_raw` and
-//! `entropy` are of the model alone: of the logits as they came, at the row's temperature and at 1.
+//! temperature, then what top-k, top-p and min-p leave (`filter`). An entry is drawn by the masses that are left ([`super::draw`]).
+//! `logp`, `logp_raw` and `entropy` are of the model alone: of the logits as they came, at the row's temperature and at 1.
 //!
-//! Sums run over blocks of 4096 entries in f32, lane i of 16 with every sixteenth entry, and over blocks in f64.
+//! Sums run over tiles of [`DRAW_TILE`] entries in f32, lane i of 16 with every sixteenth entry, and over tiles in f64.
 
 use std::cell::RefCell;
 
+use super::draw::draw;
 use super::filter::{self, Cutoff};
 use super::math;
 use super::simd::{Isa, Kernel, LANES, Simd};
-use crate::backends::{MAX_TOP_LOGPROBS, NO_TOKEN, SampleRow, Sampled};
-use crate::rng;
+use crate::backends::{DRAW_TILE, MAX_TOP_LOGPROBS, NO_TOKEN, SampleRow, Sampled};
 
 /// All that one draw reads.
 pub struct Draw<'a> {
@@ -43,7 +42,8 @@ impl Draw<'_> {
         let temperature = if greedy { 1.0 } else { row.temperature };
         let Largest { most, finite: true } = isa.run(FindLargest(self.logits)) else { return corrupt };
         let raw = isa.run(Exponentials { x: self.logits, most, temperature: 1.0 });
-        let model = if temperature == 1.0 { raw } else { isa.run(Exponentials { x: self.logits, most, temperature }) };
+        let scaled = (temperature != 1.0).then(|| isa.run(Exponentials { x: self.logits, most, temperature }));
+        let model = scaled.as_ref().unwrap_or(&raw);
 
         // Scores that can be drawn, over the temperature; −∞ for what is out.
         let changed = self.changes_logits();
@@ -68,18 +68,18 @@ impl Draw<'_> {
         if top == f32::NEG_INFINITY {
             return corrupt;
         }
-        let best = first(scores, top);
-
+        let left = (!greedy && (changed || filtered)).then(|| isa.run(Exponentials { x: scores, most: top, temperature: 1.0 }));
+        let weight = |id: usize| scores.get(id).map_or(0.0, |score| isa.run(math::ExpOne(score - top)));
         let token = match row.forced {
-            NO_TOKEN if greedy => best,
-            NO_TOKEN => isa.run(Gumbel { scores, best, row }),
+            NO_TOKEN if greedy => first(scores, top),
+            NO_TOKEN => draw(&left.as_ref().unwrap_or(model).masses, row.random, weight),
             forced => forced as usize,
         };
         let logp = model.log_softmax(self.logits[token]);
-        let logp_sampled = match (greedy, changed || filtered) {
-            (true, _) => 0.0,
-            (false, false) => logp,
-            (false, true) => isa.run(Exponentials { x: scores, most: top, temperature: 1.0 }).log_softmax(scores[token]),
+        let logp_sampled = match &left {
+            _ if greedy => 0.0,
+            None => logp,
+            Some(left) => left.log_softmax(scores[token]),
         };
         let mut sampled = Sampled {
             token: token as u32,
@@ -207,7 +207,6 @@ impl Kernel for Divide<'_> {
 }
 
 /// Sums of one softmax.
-#[derive(Clone, Copy)]
 struct Softmax {
     most: f32,
     temperature: f32,
@@ -215,6 +214,8 @@ struct Softmax {
     sum: f64,
     /// Σ e^z' · z'
     weighted: f64,
+    /// Of each tile, Σ e^z'.
+    masses: Vec<f32>,
 }
 
 impl Softmax {
@@ -238,12 +239,12 @@ impl Kernel for Exponentials<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Softmax {
-        const BLOCK: usize = 4096;
         let temperature = s.splat(self.temperature);
         let most = s.splat(self.most / self.temperature);
         let scaled = self.temperature != 1.0;
-        let mut softmax = Softmax { most: self.most, temperature: self.temperature, sum: 0.0, weighted: 0.0 };
-        for block in self.x.chunks(BLOCK) {
+        let masses = Vec::with_capacity(self.x.len().div_ceil(DRAW_TILE));
+        let mut softmax = Softmax { most: self.most, temperature: self.temperature, sum: 0.0, weighted: 0.0, masses };
+        for block in self.x.chunks(DRAW_TILE) {
             let mut sum = s.splat(0.0);
             let mut weighted = s.splat(0.0);
             let (whole, rest) = block.as_chunks::<LANES>();
@@ -258,81 +259,12 @@ impl Kernel for Exponentials<'_> {
                 sum = s.add(sum, e);
                 weighted = s.fma(e, z, weighted);
             }
-            softmax.sum += f64::from(s.sum(sum));
+            let mass = s.sum(sum);
+            softmax.masses.push(mass);
+            softmax.sum += f64::from(mass);
             softmax.weighted += f64::from(s.sum(weighted));
         }
         softmax
-    }
-}
-
-/// Entries whose noise is made together: 16 counters of four words.
-const BLOCK: usize = 4 * LANES;
-
-/// The entry with the largest `score + noise`. `best` is one with the largest score.
-///
-/// Most entries can't win and never see a logarithm: a block whose largest score plus the largest noise there is stays below the
-/// best sum so far is skipped, and within a block an entry whose random word bounds its noise too low.
-struct Gumbel<'a> {
-    scores: &'a [f32],
-    best: usize,
-    row: &'a SampleRow,
-}
-
-impl Gumbel<'_> {
-    fn noise(&self, id: usize) -> f32 {
-        rng::gumbel(rng::philox([(id / 4) as u32, self.row.position, self.row.sample, 0], self.row.key)[id % 4])
-    }
-}
-
-impl Kernel for Gumbel<'_> {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> usize {
-        let (mut token, mut best) = (self.best, self.scores[self.best] + self.noise(self.best));
-        let mut padded = [f32::NEG_INFINITY; BLOCK];
-        for (i, scores) in self.scores.chunks(BLOCK).enumerate() {
-            let scores: &[f32; BLOCK] = match scores.try_into() {
-                Ok(scores) => scores,
-                Err(_) => {
-                    padded[..scores.len()].copy_from_slice(scores);
-                    &padded
-                }
-            };
-            let lanes = scores.as_chunks::<LANES>().0;
-            let most = s.max(s.max(s.load(&lanes[0]), s.load(&lanes[1])), s.max(s.load(&lanes[2]), s.load(&lanes[3])));
-            if !s.any_at_least(s.add(most, s.splat(rng::GUMBEL_MAX)), s.splat(best)) {
-                continue;
-            }
-            let first = (i * LANES) as u32;
-            let mut index = [0; LANES];
-            for (lane, index) in index.iter_mut().enumerate() {
-                *index = first + lane as u32;
-            }
-            let words = rng::philox_lanes([index, [self.row.position; LANES], [self.row.sample; LANES], [0; LANES]], self.row.key);
-            let mut bounds = [0.0; BLOCK];
-            for lane in 0..LANES {
-                for word in 0..4 {
-                    bounds[4 * lane + word] = scores[4 * lane + word] + rng::gumbel_bound(words[word][lane]);
-                }
-            }
-            for (j, bounds) in bounds.as_chunks::<LANES>().0.iter().enumerate() {
-                if !s.any_at_least(s.load(bounds), s.splat(best)) {
-                    continue;
-                }
-                for (lane, bound) in bounds.iter().enumerate() {
-                    if *bound >= best {
-                        let at = j * LANES + lane;
-                        let sum = scores[at] + rng::gumbel(words[at % 4][at / 4]);
-                        let id = i * BLOCK + at;
-                        if sum > best || (sum == best && id < token) {
-                            (token, best) = (id, sum);
-                        }
-                    }
-                }
-            }
-        }
-        token
     }
 }
 

@@ -27,8 +27,6 @@ pub trait Simd: Copy {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a < b ? a : b`
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
-    /// Whether any lane has `a ≥ b`.
-    fn any_at_least(self, a: Self::F, b: Self::F) -> bool;
 
     fn splat_bits(self, x: u32) -> Self::U;
     fn load_bits(self, x: &[u32; LANES]) -> Self::U;
@@ -190,10 +188,6 @@ impl Simd for Portable {
         lanes!(i => if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    fn any_at_least(self, a: Self::F, b: Self::F) -> bool {
-        a.iter().zip(&b).any(|(a, b)| a >= b)
-    }
-    #[inline(always)]
     fn sum(self, a: Self::F) -> f32 {
         fold(a, |a, b| a + b)
     }
@@ -299,7 +293,6 @@ mod x86 {
             fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
             max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
             min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
-            any_at_least(a: __m512, b: __m512) -> bool = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b) != 0;
                         splat_bits(x: u32) -> __m512i = _mm512_set1_epi32(x as i32);
             load_bits(x: &[u32; LANES]) -> __m512i = _mm512_loadu_si512(x.as_ptr().cast());
             bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
@@ -367,11 +360,6 @@ mod x86 {
             fma(a: F2, b: F2, c: F2) -> F2 = Pair(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1));
             max(a: F2, b: F2) -> F2 = Pair(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1));
             min(a: F2, b: F2) -> F2 = Pair(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1));
-            any_at_least(a: F2, b: F2) -> bool = {
-                let low = _mm256_cmp_ps::<_CMP_GE_OQ>(a.0, b.0);
-                let high = _mm256_cmp_ps::<_CMP_GE_OQ>(a.1, b.1);
-                _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
-            };
             sum(a: F2) -> f32 = {
                 let x = _mm256_add_ps(a.0, a.1);
                 let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

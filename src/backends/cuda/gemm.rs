@@ -18,6 +18,7 @@ use super::gated::{Gated, GatedCall};
 use super::gemm_table::{Algorithm, Row, Table};
 use super::kernels::Kernels;
 use super::libs;
+use super::sampler::{PartsCall, Sampler};
 use super::staging::Uploads;
 use super::trial::{TRIAL_ROWS, Trial};
 use super::turned::{Places, Turned, TurnedCall};
@@ -42,6 +43,7 @@ pub struct Gemm {
     few: Few,
     gated: Gated,
     turned: Turned,
+    sampler: Sampler,
     handle: sys::cublasLtHandle_t,
     preference: sys::cublasLtMatmulPreference_t,
     plain: sys::cublasLtMatmulDesc_t,
@@ -68,6 +70,8 @@ struct Plan {
     gated: [bool; 2],
     /// The same for our own kernels that turn queries and keys, with keys in a cache and in rows of their own.
     turned: [bool; 2],
+    /// The same for our own kernels that make parts of softmaxes.
+    sampled: bool,
 }
 
 /// What was admitted for a bucket, for reports.
@@ -134,6 +138,7 @@ impl Gemm {
             few: Few::new(device, kernels),
             gated: Gated::new(device, kernels),
             turned: Turned::new(device, kernels),
+            sampler: Sampler::new(device, kernels)?,
             handle,
             preference,
             plain: desc(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT)?,
@@ -228,7 +233,7 @@ impl Gemm {
         let largest = MAX_BUCKET.min((MAX_TRIAL / w.n).max(1).next_power_of_two() / 2).max(TRIAL_ROWS);
         let trial = Trial::new(&self.device, uploads, w, largest)?;
         let (algorithms, choices) = ([Vec::new(), Vec::new()], Vec::new());
-        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms, choices, few: 0, gated: [false; 2], turned: [false; 2] };
+        let mut plan = Plan { n: w.n, k: w.k, layouts, algorithms, choices, few: 0, gated: [false; 2], turned: [false; 2], sampled: false };
         for bias in [false, true] {
             let bias_at = bias.then(|| trial.bias.ptr());
             let call = |rows| Call { w: w.ptr(), x: trial.x.ptr(), bias: bias_at, out: trial.out.ptr(), rows, add: false };
@@ -242,6 +247,7 @@ impl Gemm {
             plan.gated[usize::from(bias)] = self.gated.takes(w) && trial.gated_agrees(&self.gated, w, bias_at, largest)?;
             if !bias {
                 plan.turned = trial.turned_agree(&self.turned, uploads, w, largest)?;
+                plan.sampled = self.sampler.takes(w) && trial.sampled_agree(&self.sampler, uploads, w, largest)?;
                 let admits = |rows: &usize| {
                     self.few.launch(w, &call(*rows));
                     (0..*rows).all(|row| trial.row_agrees(row, w.n, &expected))
@@ -370,6 +376,25 @@ impl Gemm {
             self.turned.launch(w, call, places);
         }
         admitted
+    }
+
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Parts of softmaxes in place of logits, if that was admitted for the weight and is worth it.
+    pub fn run_sampled(&self, w: &Weight, call: &PartsCall) -> bool {
+        let plan = &self.plans.borrow()[w.plan];
+        let admitted = plan.sampled && call.rows > plan.few && self.sampler.has_room(w, call.rows);
+        if admitted {
+            self.sampler.launch_parts_of_product(w, call);
+        }
+        admitted
+    }
+
+    /// Shapes `[n, k]` so far, and whether they make parts of softmaxes.
+    pub fn sampled_shapes(&self) -> Vec<([usize; 2], bool)> {
+        self.plans.borrow().iter().map(|plan| ([plan.n, plan.k], plan.sampled)).collect()
     }
 
     /// Shapes `[n, k]` so far, and whether they make queries, keys and values in one, with a cache and without.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::device::{Device, check};
+use crate::backends::StepKey;
 
 /// Rows up to which steps are padded to a power of two, and whose multiples they are padded to above.
 const FINE: usize = 64;
@@ -30,7 +31,7 @@ pub fn buckets(most: usize) -> impl Iterator<Item = usize> {
 
 pub struct Graphs {
     device: Arc<Device>,
-    steps: RefCell<HashMap<u64, Step>>,
+    steps: RefCell<HashMap<StepKey, Step>>,
     enabled: bool,
 }
 
@@ -49,9 +50,9 @@ impl Graphs {
     }
 
     /// Runs `step`: plainly the first time, captured the second, replayed from then on.
-    pub fn run(&self, key: u64, step: impl FnOnce()) {
+    pub fn run(&self, key: StepKey, step: impl FnOnce()) {
         if let Some(mut timeline) = self.device.timeline() {
-            timeline.begin(key);
+            timeline.begin(key.rows as u64);
             drop(timeline);
             step();
             return self.device.timeline().iter_mut().for_each(|timeline| timeline.end());

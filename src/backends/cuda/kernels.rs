@@ -23,11 +23,12 @@ const HEADERS: &[(&str, &str)] = &[
     ("hopper.cuh", include_str!("../../../kernels/hopper.cuh")),
     ("gemm_tiles.cuh", include_str!("../../../kernels/gemm_tiles.cuh")),
     ("rotation.cuh", include_str!("../../../kernels/rotation.cuh")),
-    ("philox.cuh", include_str!("../../../kernels/philox.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/softmax.cuh")),
     ("attention_items.cuh", include_str!("../../../kernels/attention_items.cuh")),
     ("attention_rows.cuh", include_str!("../../../kernels/attention_rows.cuh")),
     ("sample_row.cuh", include_str!("../../../kernels/sample_row.cuh")),
+    ("sample_tile.cuh", include_str!("../../../kernels/sample_tile.cuh")),
+    ("sample_merge.cuh", include_str!("../../../kernels/sample_merge.cuh")),
     ("sample_filter.cuh", include_str!("../../../kernels/sample_filter.cuh")),
 ];
 
@@ -103,6 +104,12 @@ const SOURCES: &[Source] = &[
         only: Some("sm_90a"),
     },
     Source {
+        name: "gemm_sample.cu",
+        text: include_str!("../../../kernels/gemm_sample.cu"),
+        kernels: &["gemm_sample_64", "gemm_sample_128", "gemm_sample_256"],
+        only: Some("sm_90a"),
+    },
+    Source {
         name: "segment_attention.cu",
         text: include_str!("../../../kernels/segment_attention.cu"),
         kernels: SEGMENT_ATTENTION,
@@ -120,6 +127,7 @@ const SOURCES: &[Source] = &[
         kernels: &["sample_parts", "sample", "reset_slot"],
         only: None,
     },
+    Source { name: "sample_full.cu", text: include_str!("../../../kernels/sample_full.cu"), kernels: &["sample_full"], only: None },
     Source {
         name: "weights.cu",
         text: include_str!("../../../kernels/weights.cu"),

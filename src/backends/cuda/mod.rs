@@ -15,6 +15,7 @@ mod graph;
 pub mod kernels;
 mod libs;
 mod nvrtc;
+mod sampler;
 mod shared;
 mod staging;
 mod tensor_map;
@@ -31,7 +32,7 @@ use half::bf16;
 
 use super::{
     Backend, DeviceValues, Element, HeadShape, LaunchTime, Matrix, Memory, RopeQkv, RopeVision, SampleInputs, SampleRow, Sampled,
-    SamplerState, SegmentAttention, SharedDoor, Span, Store, TokenSource,
+    SamplerState, SegmentAttention, SharedDoor, Span, StepKey, Store, TokenSource,
 };
 use crate::backends::BLOCK_SIZE;
 use crate::error::Result;
@@ -43,17 +44,12 @@ pub use gemm::Choice;
 use gemm::Gemm;
 use graph::Graphs;
 use kernels::{BLOCK, ELEMENTS, Kernels};
+use sampler::PartsCall;
 use shared::Door;
 use staging::{Collected, Downloads, Ticket, Uploads};
 use turned::{Places, TurnedCall};
 use weight::{ROW_ALIGN, Weight, row_stride};
 
-/// Logits of one part of the sampler's first pass.
-const SAMPLE_PART: usize = 8192;
-/// Bytes that the sampler keeps of a part.
-const SAMPLE_PART_BYTES: usize = 32;
-/// Scratch of the sampler; more draws go in several launches.
-const SAMPLE_SCRATCH: usize = 16 << 20;
 /// Tokens that a slot is prepared with at most: more than any context.
 const RESET_TOKENS: usize = 1 << 20;
 /// Bytes that one block of `deliver` takes at a time, and blocks that are worth it.
@@ -66,7 +62,6 @@ pub struct Cuda {
     kernels: Kernels,
     uploads: Uploads,
     downloads: Downloads,
-    sample_scratch: Buf<u32>,
     reset_tokens: Buf<u32>,
     device: Arc<Device>,
 }
@@ -115,7 +110,6 @@ impl Cuda {
             kernels,
             uploads: Uploads::new(&device)?,
             downloads: Downloads::new(&device),
-            sample_scratch: Buf::new(&device, SAMPLE_SCRATCH / 4)?,
             reset_tokens: Buf::new(&device, RESET_TOKENS)?,
             device,
         })
@@ -146,6 +140,11 @@ impl Cuda {
     /// a cache, and without.
     pub fn gemm_turned(&self) -> Vec<([usize; 2], [bool; 2])> {
         self.gemm.turned_shapes()
+    }
+
+    /// Shapes `[n, k]` of weights, and whether our own kernels were found to draw from their products with equal bits.
+    pub fn gemm_sampled(&self) -> Vec<([usize; 2], bool)> {
+        self.gemm.sampled_shapes()
     }
 
     /// A layer's whole cache, to compare bits.
@@ -299,7 +298,7 @@ impl Backend for Cuda {
         }
     }
 
-    fn graphed(&self, key: u64, step: impl FnOnce(&Self)) {
+    fn graphed(&self, key: StepKey, step: impl FnOnce(&Self)) {
         self.graphs.run(key, || step(self));
     }
 
@@ -399,18 +398,25 @@ impl Backend for Cuda {
     }
 
     fn sample(&self, logits: &Buf<f32>, inputs: SampleInputs<'_, Self>, n: usize, state: &mut SamplerState<Self>, out: &mut Buf<Sampled>) {
-        let vocab = state.vocab;
-        let parts = vocab.div_ceil(SAMPLE_PART);
-        let at_once = SAMPLE_SCRATCH / (parts * SAMPLE_PART_BYTES);
-        for first in (0..n).step_by(at_once) {
-            let n = at_once.min(n - first);
-            let rows = inputs.rows.at(first);
-            let args = Args::default().buf(logits).ptr(rows).buf(inputs.banned).int(vocab).int(parts).buf(&self.sample_scratch);
-            self.launch("sample_parts", [parts, n, 1], BLOCK, 0, args);
-            let lists = Args::default().buf(logits).ptr(rows).buf(inputs.banned).buf(inputs.bias_ids).buf(inputs.bias_values);
-            let args = lists.int(vocab).int(parts).buf(&self.sample_scratch).buf(&state.last_tokens).buf(&state.seen);
-            self.launch("sample", [n, 1, 1], 512, kernels::sample_shared(vocab), args.buf(&state.counts).ptr(out.at(first)));
+        self.gemm.sampler().run(logits.ptr(), &inputs, n, state, out);
+    }
+
+    fn gemm_sample(
+        &self,
+        (x, w): (&Buf<bf16>, &Weight),
+        logits: &mut Buf<f32>,
+        inputs: SampleInputs<'_, Self>,
+        [rows, draws]: [usize; 2],
+        state: &mut SamplerState<Self>,
+        out: &mut Buf<Sampled>,
+    ) {
+        assert!(rows * w.ld <= x.len() && rows * w.n <= logits.len(), "{rows} rows by [{}, {}] exceed their buffers", w.n, w.k);
+        let call = PartsCall { x: x.ptr(), rows, asked: inputs.rows.ptr(), banned: inputs.banned.ptr(), logits: logits.ptr() };
+        if inputs.plain && rows == draws && self.gemm.run_sampled(w, &call) {
+            return self.gemm.sampler().finish(logits.ptr(), &inputs, [0, draws], state, out);
         }
+        self.gemm(x, w, None, rows, Store::Write, logits);
+        self.sample(logits, inputs, draws, state, out);
     }
 
     fn reset_slot(&self, state: &mut SamplerState<Self>, slot: u32, counts_row: Option<u32>, prompt: &[u32], completion: &[u32]) {

@@ -7,9 +7,11 @@ use half::bf16;
 
 use super::device::{Buf, Device, check};
 use super::gated::{Gated, GatedCall};
+use super::sampler::{PART_BYTES, PartsCall, Sampler};
 use super::staging::Uploads;
 use super::turned::{Places, Turned, TurnedCall};
 use super::weight::{Weight, row_stride};
+use crate::backends::{DRAW_TILE, NO_COUNTS, NO_TOKEN, SampleRow};
 use crate::error::Result;
 use crate::rng::philox;
 
@@ -118,5 +120,38 @@ impl Trial {
             });
         }
         Ok(agree)
+    }
+
+    /// Whether parts of softmaxes have the bits of those of the reference's logits, whose rows are in `out`.
+    pub fn sampled_agree(&self, sampler: &Sampler, uploads: &Uploads, w: &Weight, most: usize) -> Result<bool> {
+        let words = w.n.div_ceil(DRAW_TILE) * PART_BYTES / size_of::<u32>();
+        let row = |i: usize| SampleRow {
+            logits_row: (i % TRIAL_ROWS) as u32,
+            random: philox([(i % TRIAL_ROWS) as u32, 2, 0, 0], [0x6772_6F75, 0x7065_7221]),
+            temperature: [1.0, 0.7, 0.0][i % TRIAL_ROWS % 3],
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            counts_row: NO_COUNTS,
+            forced: NO_TOKEN,
+            ..SampleRow::default()
+        };
+        let asked = Buf::<SampleRow>::new(&self.device, most)?;
+        uploads.copy(super::bytes(&(0..most).map(row).collect::<Vec<_>>()), asked.ptr());
+        let read = |row: usize, rows: usize| {
+            let mut values = vec![0u32; rows * words];
+            self.device.synchronize();
+            // Safety: there is room for these rows; the stream is empty.
+            check("reading a trial", unsafe { result::memcpy_dtoh_sync(&mut values, sampler.parts().at(row * words)) });
+            values
+        };
+        sampler.launch_parts(self.out.ptr(), asked.ptr(), TRIAL_ROWS, w.n);
+        let expected = read(0, TRIAL_ROWS);
+        Ok(sampler.trial_rows(w, most).into_iter().all(|rows| {
+            self.device.zero(sampler.parts().ptr(), rows * words * size_of::<u32>());
+            let call = PartsCall { x: self.x.ptr(), rows, asked: asked.ptr(), banned: 0, logits: 0 };
+            sampler.launch_parts_of_product(w, &call);
+            let agrees = |row: usize| read(row, 1) == expected[row % TRIAL_ROWS * words..][..words];
+            [0, rows / 2, rows - 1].into_iter().all(agrees)
+        }))
     }
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::backends::cpu::Cpu;
 use crate::backends::{Backend, NO_COUNTS, SampleInputs, SamplerState};
+use crate::rng::draw_words;
 
 fn row() -> SampleRow {
     SampleRow {
@@ -9,7 +10,7 @@ fn row() -> SampleRow {
         repetition_penalty: 1.0,
         counts_row: NO_COUNTS,
         forced: NO_TOKEN,
-        key: [17, 4],
+        random: draw_words([17, 4], 0, 0),
         ..SampleRow::default()
     }
 }
@@ -97,23 +98,6 @@ fn logps_and_entropy_are_those_of_the_model() {
     }
 }
 
-#[test]
-fn a_pruned_draw_is_a_draw() {
-    for seed in 0..3000 {
-        let vocab = 1 + (seed as usize * 37) % 700;
-        let mut logits = normal(vocab, seed, [0.0, 0.5, 3.0, 12.0][seed as usize % 4]);
-        if seed % 5 == 0 {
-            logits.iter_mut().for_each(|x| *x = x.round());
-        }
-        let row = SampleRow { key: [seed, 99], position: seed % 11, sample: seed % 8, ..row() };
-        let noise = |id: usize| rng::gumbel(rng::philox([id as u32 / 4, row.position, row.sample, 0], row.key)[id % 4]);
-        let want = (0..vocab).fold(0, |best, id| if logits[id] + noise(id) > logits[best] + noise(best) { id } else { best });
-        for isa in Isa::all() {
-            assert_eq!(sample(isa, &draw(&row, &logits)).token as usize, want, "seed {seed}, {}", isa.name());
-        }
-    }
-}
-
 /// Chi-square of draws against the softmax that is left.
 #[test]
 fn draws_follow_the_distribution() {
@@ -131,7 +115,7 @@ fn draws_follow_the_distribution() {
         assert!((expected.iter().sum::<f64>() / f64::from(draws) - 1.0).abs() < 1e-5);
         let mut count = [0.0; 24];
         for i in 0..draws {
-            let row = SampleRow { position: i / 8, sample: i % 8, ..base };
+            let row = SampleRow { random: draw_words([17, 4], i % 8, i / 8), ..base };
             count[sample(Isa::best(), &draw(&row, &logits)).token as usize] += 1.0;
         }
         let kept = expected.iter().filter(|e| **e > 0.0).count();
@@ -213,7 +197,7 @@ fn state_penalties_bans_and_forced_tokens() {
         cpu.upload(&[0, 11, 0, 0], &mut ids);
         cpu.upload(&[0.0, 0.5, 0.0, 0.0], &mut values);
         let mut out = cpu.alloc(1).unwrap();
-        let inputs = SampleInputs { rows: &rows, banned: &banned, bias_ids: &ids, bias_values: &values };
+        let inputs = SampleInputs { plain: false, rows: &rows, banned: &banned, bias_ids: &ids, bias_values: &values };
         cpu.sample(&device, inputs, 1, state, &mut out);
         cpu.wait(cpu.submit(&out, 1))[0]
     };
