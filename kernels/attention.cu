@@ -70,7 +70,7 @@ struct Narrow {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             u32 visible = minus(rows.seen[half], TILE * here.view.segment_tile);
-            f32 most = mask_scores(s, half, 16 * warp, visible, visible >= TILE, scale);
+            f32 most = mask_scores(s, half, 16 * warp, visible, scale);
             if (t == 0) row_max[warp * 16 + row_of(half)] = most;
         }
         __syncthreads();

@@ -189,28 +189,20 @@ struct Rows {
     }
 };
 
-// Scaled scores of a thread, keys beyond what the row sees at -inf unless it sees the `whole` tile; the largest of the row over the four lanes that
-// have it.
+// Scaled scores of a thread, keys beyond what the row sees at -inf; the largest of the row over the four lanes that have it.
 template <u32 COUNT>
-__device__ __forceinline__ f32 mask_scores(f32 (&s)[COUNT][4], u32 half, u32 first_key, u32 visible, bool whole, f32 scale) {
+__device__ __forceinline__ f32 mask_scores(f32 (&s)[COUNT][4], u32 half, u32 first_key, u32 visible, f32 scale) {
     const u32 t = threadIdx.x % 4;
+    f32 most = neg_inf();
 #pragma unroll
     for (u32 i = 0; i < COUNT; i++) {
 #pragma unroll
-        for (u32 e = 0; e < 2; e++) s[i][2 * half + e] = __fmul_rn(s[i][2 * half + e], scale);
-    }
-    if (!whole) {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i++) {
-#pragma unroll
-            for (u32 e = 0; e < 2; e++) {
-                if (first_key + 8 * i + 2 * t + e >= visible) s[i][2 * half + e] = neg_inf();
-            }
+        for (u32 e = 0; e < 2; e++) {
+            f32& x = s[i][2 * half + e];
+            x = first_key + 8 * i + 2 * t + e < visible ? __fmul_rn(x, scale) : neg_inf();
+            most = fmaxf(most, x);
         }
     }
-    f32 most = neg_inf();
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++) most = fmaxf(most, fmaxf(s[i][2 * half], s[i][2 * half + 1]));
     most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
     return fmaxf(most, __shfl_xor_sync(FULL, most, 2));
 }
@@ -291,12 +283,11 @@ __device__ __forceinline__ void wide_scores(f32 (&s)[8][4], const Queries& queri
 // Scores become weights; what was summed so far is scaled to the new maxima.
 template <u32 EIGHTS>
 __device__ __forceinline__ void wide_weights(f32 (&s)[8][4], Rows<EIGHTS>& rows, u32 segment_tile, f32 scale) {
-    const bool whole = __all_sync(FULL, rows.seen[0] >= TILE * (segment_tile + 1) && rows.seen[1] >= TILE * (segment_tile + 1));
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         u32 visible = minus(rows.seen[half], TILE * segment_tile);
         f32 alpha, sums[4];
-        f32 from = rows.raise(half, mask_scores(s, half, 0, visible, whole, scale), alpha);
+        f32 from = rows.raise(half, mask_scores(s, half, 0, visible, scale), alpha);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) sums[i] = weigh(s[2 * i], s[2 * i + 1], half, from);
         rows.add_weights(half, alpha, (sums[0] + sums[1]) + (sums[2] + sums[3]));

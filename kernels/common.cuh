@@ -96,9 +96,6 @@ __device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 // a - b, 0 when that is below 0.
 __device__ __forceinline__ u32 minus(u32 a, u32 b) { return a > b ? a - b : 0; }
 
-// Brings a line to the device's cache.
-__device__ __forceinline__ void fetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 // ---- what other blocks of the same launch wrote: past the multiprocessor's own cache
 
 __device__ __forceinline__ f32 load_shared_by_all(const f32* p) {

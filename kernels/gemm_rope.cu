@@ -71,15 +71,6 @@ struct Turned {
         return of;
     }
 
-    // Biases come from memory; the end of a tile finds them nearer.
-    __device__ __forceinline__ void fetch_biases(u32 tile) const {
-        const u32 lane = threadIdx.x % 32, piece = tile * PIECES + lane / 2, head = head_of(piece);
-        if (lane >= 2 * PIECES || head >= places.heads()) return;
-        const f32* from = bias + head * HEAD_DIM + pair_of(piece) + lane % 2 * HALF;
-        fetch_line(from);
-        fetch_line(from + PAIRS - 1);
-    }
-
     // The lane's outputs of one of its rows, two neighbours at a time: `store(box, j, outputs)`, at 8 j of the box.
     template <class Store>
     __device__ __forceinline__ void turn(const f32 (&sums)[OUTPUTS / 2], const Angles& by, u32 half, u32 tile, Store&& store) const {
@@ -128,9 +119,7 @@ struct ToCache : Turned<Paged, 128, PAIRS, PIECES> {
     };
 
     __device__ __forceinline__ Ahead ahead(u32 row, u32 tile) const {
-        const u32 lane = threadIdx.x % 32;
-        this->fetch_biases(tile);
-        const u32 last = min_u32(Base::head_of(tile * PIECES + PIECES - 1), this->places.heads() - 1);
+        const u32 lane = threadIdx.x % 32, last = min_u32(Base::head_of(tile * PIECES + PIECES - 1), this->places.heads() - 1);
         return {{this->angles(row + lane / 4, tile), this->angles(row + ROWS_AT_ONCE + lane / 4, tile)},
                 this->places.slot(min_u32(row + lane % STRIP, this->rows - 1), last)};
     }

@@ -26,7 +26,7 @@ impl RowTiles {
         use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as BFLOAT16;
         use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
         use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as NO_INTERLEAVE;
-        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as LINES_OF_128;
+        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as LINES_OF_256;
         use sys::CUtensorMapSwizzle_enum::{CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE, CU_TENSOR_MAP_SWIZZLE_NONE as NO_SWIZZLE};
         let sizes = [self.width as u64, self.rows as u64];
         let strides = [2 * self.stride as u64];
@@ -46,7 +46,7 @@ impl RowTiles {
                 steps.as_ptr(),
                 NO_INTERLEAVE,
                 if self.swizzled { SWIZZLE } else { NO_SWIZZLE },
-                LINES_OF_128,
+                LINES_OF_256,
                 ZEROS,
             )
         };
