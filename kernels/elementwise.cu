@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict
     constexpr u32 KEPT = 4;
     const float4* weight4 = reinterpret_cast<const float4*>(weight);
     const u32 pieces = width % 4 == 0 ? width / 4 : 0;
-    // They come from memory: they are asked for with x, not once its sum is there.
+    // Weights come from memory: they are asked for with x, not once its sum is there.
     float4 weights[KEPT];
 #pragma unroll
     for (u32 j = 0; j < KEPT; j++) {
