@@ -65,17 +65,8 @@ __device__ __forceinline__ uint2 norm4(float4 x, float4 w, f32 scale) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict__ x, const f32* __restrict__ weight, f32 eps, u32 width, u16* __restrict__ out) {
-    constexpr u32 KEPT = 4;
-    const float4* weight4 = reinterpret_cast<const float4*>(weight);
-    const u32 pieces = width % 4 == 0 ? width / 4 : 0;
-    // Weights come from memory: they are asked for with x, not once its sum is there.
-    float4 weights[KEPT];
-#pragma unroll
-    for (u32 j = 0; j < KEPT; j++) {
-        const u32 i = threadIdx.x + j * THREADS;
-        weights[j] = i < pieces ? weight4[i] : float4{0.0f, 0.0f, 0.0f, 0.0f};
-    }
     wait_for_earlier_kernels();
+    constexpr u32 KEPT = 4;
     const f32* row = x + (u64)blockIdx.x * width;
     u16* dst = out + (u64)blockIdx.x * width;
     if (width % 4 != 0) {
@@ -86,7 +77,9 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict
         return;
     }
     const float4* row4 = reinterpret_cast<const float4*>(row);
+    const float4* weight4 = reinterpret_cast<const float4*>(weight);
     uint2* dst4 = reinterpret_cast<uint2*>(dst);
+    u32 pieces = width / 4;
     float4 kept[KEPT];
     f32 squares = 0.0f;
 #pragma unroll
@@ -112,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(const f32* __restrict
 #pragma unroll
     for (u32 j = 0; j < KEPT; j++) {
         u32 i = threadIdx.x + j * THREADS;
-        if (i < pieces) dst4[i] = norm4(kept[j], weights[j], scale);
+        if (i < pieces) dst4[i] = norm4(kept[j], weight4[i], scale);
     }
     for (u32 i = threadIdx.x + KEPT * THREADS; i < pieces; i += THREADS) dst4[i] = norm4(row4[i], weight4[i], scale);
 }
