@@ -91,7 +91,7 @@ impl Running {
     pub async fn stop(self, timeout: Duration) {
         let drained = self.server.shut_down(timeout).await;
         if let Some(dataset) = self.dataset {
-            dataset.stop();
+            dataset.stop().await;
         }
         self.feeder.stop().await;
         self.loaded.engine.shutdown();

@@ -47,7 +47,18 @@ async fn in_flight(server: &Server) -> u64 {
     ["pending", "ready", "leased"].iter().filter_map(|name| counts[*name].as_u64()).sum()
 }
 
+/// Waits until as many groups as may be are in flight.
+async fn filled(server: &Server) {
+    while in_flight(server).await < MAX_AHEAD {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Leases what is ready, which is in the order of acceptance once nothing earlier is still being generated.
 async fn lease(server: &Server, num_groups: usize) -> Reply {
+    while server.get("/v1/batches").await.ok()["queues"]["default"]["pending"].as_u64() > Some(0) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     server.post("/v1/batches/lease", &json!({"num_groups": num_groups, "wait_ms": 20_000})).await
 }
 
@@ -67,9 +78,7 @@ async fn every_row_comes_once_an_epoch_and_no_faster_than_it_is_acked() {
     write_config(folder.path(), 3);
     let mut server = start(folder.path(), "data", "rows.jsonl", "--epochs 2").await;
     // A learner that has stopped: what waits for it does not grow.
-    while in_flight(&server).await < MAX_AHEAD {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    filled(&server).await;
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(in_flight(&server).await, MAX_AHEAD);
@@ -116,6 +125,7 @@ async fn every_row_comes_once_an_epoch_and_no_faster_than_it_is_acked() {
 
     // The same seed gives the same order and the same tokens; another file is refused.
     let again = start(folder.path(), "other", "rows.jsonl", "").await;
+    filled(&again).await;
     let leased = lease(&again, 3).await.ok();
     assert_eq!(ids(&leased), seen[..3]);
     assert_eq!(leased["groups"][0]["fields"], json!({"level": "easy"}));

@@ -102,8 +102,10 @@ impl DatasetTask {
         Ok(DatasetTask(tokio::spawn(feed(service, dataset, cursor))))
     }
 
-    pub fn stop(self) {
+    /// Ends it; nothing of it holds the service afterwards.
+    pub async fn stop(self) {
         self.0.abort();
+        let _ = self.0.await;
     }
 }
 
