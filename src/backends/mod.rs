@@ -531,8 +531,8 @@ pub trait Backend: Sized + Send + 'static {
     fn wait(&self, ticket: Self::Ticket) -> Vec<Sampled>;
 
     // Vision tower.
-    /// Patches, in pieces of one length, into the first rows of `out`, rounded to `Float`.
-    fn upload_patches(&self, pieces: &[&[f32]], out: &mut Self::Buf<Self::Float>);
+    /// So many patches of so many values into the first rows of `out`, rounded to `Float`; `write` makes the row of a number.
+    fn upload_patches(&self, shape: [usize; 2], write: &(dyn Fn(usize, &mut [f32]) + Sync), out: &mut Self::Buf<Self::Float>);
     /// As [`Backend::rope_qkv`] for the tower: of `qkv[rows, 3, heads, head_dim]` queries, keys and values `[rows, heads, head_dim]`, no
     /// cache.
     fn rope_vision(&self, qkv: &Self::Buf<f32>, args: RopeVision<'_, Self>, out: [&mut Self::Buf<Self::Float>; 3]);

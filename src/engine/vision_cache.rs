@@ -91,11 +91,14 @@ impl VisionCache {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::input::MediaKind;
+    use crate::model::input::{MediaKind, PatchRows};
 
     fn medium(n: u8) -> MediaInput {
-        MediaInput { kind: MediaKind::Image, sha256: [n; 32], grid_thw: [1, 2, 2], pixel_values: [].into(), second_per_grid_t: 1.0 }
+        let patches = Arc::new(PatchRows { values: Vec::new(), patch_len: 0 });
+        MediaInput { kind: MediaKind::Image, sha256: [n; 32], grid_thw: [1, 2, 2], patches, second_per_grid_t: 1.0 }
     }
 
     #[test]

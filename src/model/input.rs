@@ -1,6 +1,9 @@
 //! What the processor hands to the model: ids, positions and patches, with every check already done.
 
+use std::fmt::Debug;
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MediaKind {
@@ -8,7 +11,34 @@ pub enum MediaKind {
     Video,
 }
 
-/// One image or video, resized, normalised and cut into patches.
+/// The rows of a medium, `[t · h · w, channels · frames · patch · patch]` in 2×2-block order. A row is made when it is read: until then a
+/// medium is as large as its resized pixels, not eight times that.
+pub trait Patches: Debug + Send + Sync {
+    /// Values of a row.
+    fn patch_len(&self) -> usize;
+
+    /// Writes row `index`.
+    fn write(&self, index: usize, row: &mut [f32]);
+}
+
+/// Rows that were made elsewhere.
+#[derive(Clone, Debug)]
+pub struct PatchRows {
+    pub values: Vec<f32>,
+    pub patch_len: usize,
+}
+
+impl Patches for PatchRows {
+    fn patch_len(&self) -> usize {
+        self.patch_len
+    }
+
+    fn write(&self, index: usize, row: &mut [f32]) {
+        row.copy_from_slice(&self.values[index * self.patch_len..][..self.patch_len]);
+    }
+}
+
+/// One image or video, resized.
 #[derive(Clone, Debug)]
 pub struct MediaInput {
     pub kind: MediaKind,
@@ -16,8 +46,7 @@ pub struct MediaInput {
     pub sha256: [u8; 32],
     /// Frames, rows and columns in patches (before the 2×2 merge).
     pub grid_thw: [usize; 3],
-    /// `[t · h · w, channels · frames · patch · patch]` in 2×2-block order.
-    pub pixel_values: Arc<[f32]>,
+    pub patches: Arc<dyn Patches>,
     /// Seconds between two temporal patches; 1 for images, where nothing reads it.
     pub second_per_grid_t: f32,
 }
@@ -25,6 +54,13 @@ pub struct MediaInput {
 impl MediaInput {
     pub fn num_patches(&self) -> usize {
         self.grid_thw.iter().product()
+    }
+
+    /// All rows, one after the other.
+    pub fn pixel_values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.num_patches() * self.patches.patch_len()];
+        values.par_chunks_mut(self.patches.patch_len()).enumerate().for_each(|(index, row)| self.patches.write(index, row));
+        values
     }
 
     /// Tokens in the prompt: one a 2×2 block.

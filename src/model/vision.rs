@@ -3,7 +3,7 @@
 
 use super::activations::VisionActivations;
 use super::config::VisionConfig;
-use super::input::MediaInput;
+use super::input::{MediaInput, Patches};
 use super::mrope;
 use super::param::{Loader, Param, Vector, Weight};
 use super::windows::WindowPlan;
@@ -116,9 +116,14 @@ impl<B: Backend> VisionTower<B> {
         let plan = WindowPlan::new(&grids, &self.config);
         let (tokens, unit) = (plan.order.len(), self.config.merge_unit());
         let patches = tokens * unit;
-        let sources: Vec<&[f32]> = media.iter().flat_map(|m| m.pixel_values.chunks_exact(unit * self.config.patch_len())).collect();
-        let ordered: Vec<&[f32]> = plan.order.iter().map(|u| sources[*u as usize]).collect();
-        b.upload_patches(&ordered, &mut act.patches);
+        // Of each merged unit: its medium, and its first patch there.
+        let units: Vec<(&dyn Patches, usize)> =
+            media.iter().flat_map(|m| (0..m.num_patches()).step_by(unit).map(|first| (m.patches.as_ref(), first))).collect();
+        let write = |row: usize, values: &mut [f32]| {
+            let (medium, first) = units[plan.order[row / unit] as usize];
+            medium.write(first + row % unit, values);
+        };
+        b.upload_patches([patches, self.config.patch_len()], &write, &mut act.patches);
         let axis_of = |axis: usize| {
             let hw = &plan.rotary_hw;
             plan.order.iter().flat_map(move |u| (0..unit).map(move |p| hw[*u as usize * unit + p][axis]))

@@ -1,11 +1,12 @@
 //! One image, from pixels to the rows of the vision tower: size, resampling, normalisation, patches.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::patchify::{Normalizer, PatchShape, patchify};
+use super::patchify::{Frames, Normalizer, PatchShape};
 use super::resample::{Resample, RgbImage, resize};
 use crate::error::{Error, Result};
 use crate::model::config::VisionConfig;
@@ -17,7 +18,7 @@ pub struct ImageProcessor {
     min_pixels: usize,
     max_pixels: usize,
     resample: Resample,
-    normalizer: Normalizer,
+    normalizer: Arc<Normalizer>,
 }
 
 /// Pixel limits that replace the folder's.
@@ -81,7 +82,8 @@ impl ImageProcessor {
             )));
         }
         let rescale = config["rescale_factor"].as_f64().unwrap_or(1.0 / 255.0);
-        Ok(ImageProcessor { shape, min_pixels, max_pixels, resample, normalizer: Normalizer::new(resample, rescale, mean, std) })
+        let normalizer = Arc::new(Normalizer::new(resample, rescale, mean, std));
+        Ok(ImageProcessor { shape, min_pixels, max_pixels, resample, normalizer })
     }
 
     /// Height and width that an image of the given size gets.
@@ -89,23 +91,20 @@ impl ImageProcessor {
         smart_resize(height, width, self.shape.factor(), self.min_pixels, self.max_pixels)
     }
 
-    /// Bytes of the patches of an image of the given size.
-    pub fn patch_bytes(&self, height: usize, width: usize) -> Result<usize> {
-        let (height, width) = self.target_size(height, width)?;
-        Ok(height * width * 3 * self.shape.temporal_patch_size * size_of::<f32>())
+    /// Bytes that resizing an image of the given size takes: after its first pass, and after its second.
+    pub fn resize_bytes(&self, height: usize, width: usize) -> Result<usize> {
+        let (resized_height, resized_width) = self.target_size(height, width)?;
+        Ok(3 * resized_width * (height + resized_height))
     }
 
     pub fn process(&self, image: &RgbImage) -> Result<MediaInput> {
         let (height, width) = self.target_size(image.height, image.width)?;
         let resized = resize(image, height, width, self.resample);
-        let digest = || {
-            let named = Sha256::new().chain_update("grouper.image.v1");
-            let sized = named.chain_update((height as u64).to_le_bytes()).chain_update((width as u64).to_le_bytes());
-            sized.chain_update(&resized.pixels).finalize().into()
-        };
-        let (sha256, (pixel_values, grid_thw)) =
-            rayon::join(digest, || patchify(std::slice::from_ref(&resized), self.shape, &self.normalizer));
-        Ok(MediaInput { kind: MediaKind::Image, sha256, grid_thw, pixel_values, second_per_grid_t: 1.0 })
+        let named = Sha256::new().chain_update("grouper.image.v1");
+        let sized = named.chain_update((height as u64).to_le_bytes()).chain_update((width as u64).to_le_bytes());
+        let sha256 = sized.chain_update(&resized.pixels).finalize().into();
+        let frames = Frames::new(vec![resized], self.shape, self.normalizer.clone());
+        Ok(MediaInput { kind: MediaKind::Image, sha256, grid_thw: frames.grid(), patches: Arc::new(frames), second_per_grid_t: 1.0 })
     }
 }
 

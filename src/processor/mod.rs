@@ -255,7 +255,7 @@ impl Processor {
             let file = file.clone();
             on_pool(move || shielded(|| decode::read_header(&file, limits))).await?
         };
-        let bytes = header.decoded_bytes + 2 * processor.patch_bytes(header.height, header.width)?;
+        let bytes = header.decoded_bytes + processor.resize_bytes(header.height, header.width)?;
         let units = bytes.div_ceil(BUDGET_UNIT).min(self.budget_units);
         let permits = (acquire(&self.budget, units as u32).await, acquire(&self.at_work, 1).await);
         on_pool(move || {

@@ -1,10 +1,10 @@
 //! From resized pixels to rows of the vision tower: rescale, normalise, cut into patches.
 
+use std::fmt;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use super::resample::{Resample, RgbImage};
+use crate::model::input::Patches;
 
 /// The value of each 8-bit level, one table a channel. A table makes the arithmetic exact by construction: it is done once a level,
 /// in the order of the library that is followed.
@@ -47,35 +47,65 @@ impl Normalizer {
     }
 }
 
-/// Rows `[t · h · w, channels · frames · patch · patch]` and the grid `[t, h, w]` in patches.
+/// Resized frames, cut into patches as these are read.
 ///
-/// Rows go through frames, then through merged units row by row, then through the patches of a unit. Frames that do not fill the last
+/// Patches go through frames, then through merged units row by row, then through the patches of a unit. Frames that do not fill the last
 /// temporal patch repeat the last one; so a still image stands twice.
-pub fn patchify(frames: &[RgbImage], shape: PatchShape, normalizer: &Normalizer) -> (Arc<[f32]>, [usize; 3]) {
-    let PatchShape { patch_size: patch, temporal_patch_size: depth, merge_size: merge } = shape;
-    let (height, width) = (frames[0].height, frames[0].width);
-    let side = shape.factor();
-    assert!(height.is_multiple_of(side) && width.is_multiple_of(side), "{height} × {width} pixels are not whole units of {side}");
-    let grid = [frames.len().div_ceil(depth), height / patch, width / patch];
-    // One band is one row of merged units in one temporal patch.
-    let band_len = width / patch * merge * shape.patch_len();
-    let bands = grid[1] / merge;
-    let mut rows: Arc<[f32]> = std::iter::repeat_n(0.0, grid[0] * bands * band_len).collect();
-    Arc::make_mut(&mut rows).par_chunks_mut(band_len).enumerate().for_each(|(index, band)| {
-        let (time, band_row) = (index / bands, index % bands);
-        for (i, row) in band.chunks_exact_mut(shape.patch_len()).enumerate() {
-            let (unit, within) = (i / (merge * merge), i % (merge * merge));
-            let top = (band_row * merge + within / merge) * patch;
-            let left = (unit * merge + within % merge) * patch;
-            for (plane_index, plane) in row.chunks_exact_mut(patch * patch).enumerate() {
-                let (c, frame) = (plane_index / depth, (time * depth + plane_index % depth).min(frames.len() - 1));
-                let table = &normalizer.tables[c];
-                for (y, line) in plane.chunks_exact_mut(patch).enumerate() {
-                    let pixels = &frames[frame].pixels[3 * ((top + y) * width + left)..][..3 * patch];
+pub struct Frames {
+    frames: Vec<RgbImage>,
+    shape: PatchShape,
+    normalizer: Arc<Normalizer>,
+}
+
+impl Frames {
+    /// Frames of one size, in whole merged units.
+    pub fn new(frames: Vec<RgbImage>, shape: PatchShape, normalizer: Arc<Normalizer>) -> Self {
+        let RgbImage { height, width, .. } = frames[0];
+        let side = shape.factor();
+        assert!(height.is_multiple_of(side) && width.is_multiple_of(side), "{height} × {width} pixels are not whole units of {side}");
+        Frames { frames, shape, normalizer }
+    }
+
+    /// `[t, h, w]` in patches.
+    pub fn grid(&self) -> [usize; 3] {
+        let PatchShape { patch_size, temporal_patch_size, .. } = self.shape;
+        [self.frames.len().div_ceil(temporal_patch_size), self.frames[0].height / patch_size, self.frames[0].width / patch_size]
+    }
+}
+
+impl Patches for Frames {
+    fn patch_len(&self) -> usize {
+        self.shape.patch_len()
+    }
+
+    fn write(&self, index: usize, row: &mut [f32]) {
+        let PatchShape { patch_size: patch, temporal_patch_size: depth, merge_size: merge } = self.shape;
+        let [_, rows, columns] = self.grid();
+        let (time, place) = (index / (rows * columns), index % (rows * columns));
+        // A band is a row of merged units.
+        let (band, place) = (place / (merge * columns), place % (merge * columns));
+        let (unit, within) = (place / (merge * merge), place % (merge * merge));
+        let (top, left) = ((band * merge + within / merge) * patch, (unit * merge + within % merge) * patch);
+        let plane_len = patch * patch;
+        for (c, row) in row.chunks_exact_mut(depth * plane_len).enumerate() {
+            let table = &self.normalizer.tables[c];
+            for frame in 0..depth {
+                if time * depth + frame >= self.frames.len() {
+                    row.copy_within((frame - 1) * plane_len..frame * plane_len, frame * plane_len);
+                    continue;
+                }
+                let RgbImage { width, pixels, .. } = &self.frames[time * depth + frame];
+                for (y, line) in row[frame * plane_len..][..plane_len].chunks_exact_mut(patch).enumerate() {
+                    let pixels = &pixels[3 * ((top + y) * width + left)..][..3 * patch];
                     line.iter_mut().zip(pixels.as_chunks::<3>().0).for_each(|(value, pixel)| *value = table[usize::from(pixel[c])]);
                 }
             }
         }
-    });
-    (rows, grid)
+    }
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "patches {:?} of {:?}", self.grid(), self.shape)
+    }
 }

@@ -171,7 +171,7 @@ fn a_prepared_prompt_has_pads_positions_and_patches() {
     for (start, image) in media_starts.iter().zip(&prompt.images) {
         assert!(token_ids[*start - 1] != pad && token_ids[*start..start + image.num_tokens].iter().all(|id| *id == pad));
     }
-    assert_eq!(media[1].pixel_values.len(), 24 * 1176);
+    assert_eq!(media[1].pixel_values().len(), 24 * 1176);
     assert_eq!((positions.len(), positions[token_ids.len() - 1][0] + 1), (token_ids.len(), token_ids.len() as i32 + rope_delta));
     assert_eq!(prompt.text.matches("<|image_pad|>").count(), 3);
     // The same prompt again: as text, as text with one image expanded, as ids collapsed and expanded.

@@ -152,8 +152,7 @@ impl Layout {
         if groups.iter().all(|group| group.media.len() == group.images.len()) {
             let images = || repeated().flat_map(|group| &group.media).filter(|media| media.kind == MediaKind::Image);
             let patches: usize = images().map(|media| media.num_patches()).sum();
-            let mut pixels: Vec<f32> = Vec::with_capacity(images().map(|media| media.pixel_values.len()).sum());
-            images().for_each(|media| pixels.extend_from_slice(&media.pixel_values));
+            let pixels: Vec<f32> = images().flat_map(|media| media.pixel_values()).collect();
             tensors.push(matrix("pixel_values", patches, pixels.len() / patches.max(1), pixels));
         }
         tensors

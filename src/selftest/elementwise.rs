@@ -156,9 +156,9 @@ impl Operation for Patches {
     fn run<B: Backend<Float = bf16>>(&self, b: &B) -> Result<Vec<f32>> {
         let mut out = b.alloc(self.len)?;
         let values = Numbers::new(7).values(self.len, 1.0);
-        // Pieces in another order than in memory.
-        let pieces: Vec<&[f32]> = values.chunks_exact(1176).rev().collect();
-        b.upload_patches(&pieces, &mut out);
+        // In another order than in memory.
+        let rows: Vec<&[f32]> = values.chunks_exact(1176).rev().collect();
+        b.upload_patches([rows.len(), 1176], &|row, values| values.copy_from_slice(rows[row]), &mut out);
         Ok(read_rounded(b, &out, self.len))
     }
 }

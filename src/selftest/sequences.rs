@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Numbers;
 use crate::engine::request::{GroupRequest, NoWatch, RngKey, SamplingParams, StopWatch};
 use crate::model::config::{ModelConfig, VisionConfig};
-use crate::model::input::{MediaInput, MediaKind, PromptInput};
+use crate::model::input::{MediaInput, MediaKind, PatchRows, PromptInput};
 use crate::model::mrope::{self, MediaGrid};
 
 /// Samples of a group.
@@ -93,13 +93,9 @@ fn sampling(round: usize, max_tokens: usize) -> SamplingParams {
 
 /// Patches without a picture in them.
 fn image(numbers: &mut Numbers, vision: &VisionConfig, index: u8, [rows, columns]: [usize; 2]) -> MediaInput {
-    MediaInput {
-        kind: MediaKind::Image,
-        sha256: [index; 32],
-        grid_thw: [1, rows, columns],
-        pixel_values: numbers.values(rows * columns * vision.patch_len(), 1.0).into(),
-        second_per_grid_t: 1.0,
-    }
+    let patch_len = vision.patch_len();
+    let patches = Arc::new(PatchRows { values: numbers.values(rows * columns * patch_len, 1.0), patch_len });
+    MediaInput { kind: MediaKind::Image, sha256: [index; 32], grid_thw: [1, rows, columns], patches, second_per_grid_t: 1.0 }
 }
 
 /// Images amid text: one after a few tokens, one at the end of the text.

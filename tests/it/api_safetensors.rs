@@ -167,7 +167,7 @@ async fn images_come_once_a_group_or_once_a_sample() {
         let request = PromptRequest { source, images: vec![], tools: None, template_kwargs: Map::new(), add_generation_prompt: true };
         let media = generator.prepare(request).await.unwrap().input.media;
         let grids = media.iter().flat_map(|media| media.grid_thw).map(|n| n as i64).collect();
-        pixels.push((media.iter().flat_map(|media| media.pixel_values.iter().copied()).collect(), grids));
+        pixels.push((media.iter().flat_map(|media| media.pixel_values()).collect(), grids));
     }
     let image_token = i64::from(generator.media_token_ids()[0]);
     let check_images = |file: &File, times: usize| {

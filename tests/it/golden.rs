@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use grouper::model::config::ModelConfig;
-use grouper::model::input::{MediaInput, MediaKind, PromptInput};
+use grouper::model::input::{MediaInput, MediaKind, PatchRows, PromptInput};
 use grouper::model::mrope::{self, MediaGrid};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -65,7 +65,8 @@ pub fn medium(kind: MediaKind, pixels: &str, grid: [usize; 3], second_per_grid_t
     let (shape, values) = tensors(pixels).remove("pixel_values").unwrap();
     assert_eq!(shape[0], grid.iter().product::<usize>(), "{pixels}");
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    MediaInput { kind, sha256: Sha256::digest(bytes).into(), grid_thw: grid, pixel_values: values.into(), second_per_grid_t }
+    let patches = Arc::new(PatchRows { values, patch_len: shape[1] });
+    MediaInput { kind, sha256: Sha256::digest(bytes).into(), grid_thw: grid, patches, second_per_grid_t }
 }
 
 /// The prompt of a case of greedy.json, from its exact pixels.

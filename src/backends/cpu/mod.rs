@@ -229,12 +229,12 @@ impl<T: Float> Backend for Cpu<T> {
         ticket
     }
 
-    fn upload_patches(&self, pieces: &[&[f32]], out: &mut Buf<T>) {
-        let len = pieces.first().map_or(1, |piece| piece.len());
-        let out = &mut out.0[..pieces.len() * len];
-        elementwise::for_row_blocks(&self.threads, out, len, |first, out| {
-            for (piece, out) in pieces[first..].iter().zip(out.chunks_exact_mut(len)) {
-                piece.iter().zip(out).for_each(|(x, out)| *out = T::from_f32(*x));
+    fn upload_patches(&self, [patches, len]: [usize; 2], write: &(dyn Fn(usize, &mut [f32]) + Sync), out: &mut Buf<T>) {
+        elementwise::for_row_blocks(&self.threads, &mut out.0[..patches * len], len, |first, out| {
+            let mut row = vec![0.0; len];
+            for (i, out) in out.chunks_exact_mut(len).enumerate() {
+                write(first + i, &mut row);
+                row.iter().zip(out).for_each(|(x, out)| *out = T::from_f32(*x));
             }
         });
     }

@@ -442,10 +442,9 @@ impl Backend for Cuda {
         })
     }
 
-    fn upload_patches(&self, pieces: &[&[f32]], out: &mut Buf<bf16>) {
-        let values: usize = pieces.iter().map(|piece| piece.len()).sum();
-        assert!(values <= out.len(), "{values} values of patches into {}", out.len());
-        self.uploads.copy_rounded(pieces, out.ptr());
+    fn upload_patches(&self, shape: [usize; 2], write: &(dyn Fn(usize, &mut [f32]) + Sync), out: &mut Buf<bf16>) {
+        assert!(shape[0] * shape[1] <= out.len(), "{shape:?} values of patches into {}", out.len());
+        self.uploads.copy_rounded(shape, write, out.ptr());
     }
 
     fn rope_vision(&self, qkv: &Buf<f32>, args: RopeVision<'_, Self>, [q, k, v]: [&mut Buf<bf16>; 3]) {

@@ -73,8 +73,8 @@ const PARALLEL: usize = 1 << 20;
 
 /// More do not make the bus faster.
 const MAX_THREADS: usize = 8;
-/// Pieces that one thread rounds at least.
-const MIN_PIECES: usize = 8;
+/// Rows that one thread rounds at least.
+const MIN_ROWS: usize = 32;
 
 /// What is collected is at most so large; more goes by itself.
 const MAX_COLLECTED: usize = 1 << 20;
@@ -179,17 +179,22 @@ impl Uploads {
         }
     }
 
-    /// Copies pieces of one length one after the other, rounding to bf16 on the way.
-    pub fn copy_rounded(&self, pieces: &[&[f32]], dst: u64) {
-        let bytes = pieces.first().map_or(0, |piece| piece.len() * size_of::<bf16>());
-        let at_once = PART / bytes.max(1);
-        for (i, pieces) in pieces.chunks(at_once.max(1)).enumerate() {
-            self.fill(pieces.len() * bytes, dst + (i * at_once * bytes) as u64, |staged| {
-                staged.par_chunks_mut(bytes).zip(pieces).with_min_len(MIN_PIECES).for_each(|(to, from)| {
-                    for (to, from) in to.as_chunks_mut().0.iter_mut().zip(*from) {
-                        *to = bf16::from_f32(*from).to_le_bytes();
-                    }
-                });
+    /// Copies so many rows of so many values one after the other, rounding them to bf16 as they are made.
+    pub fn copy_rounded(&self, [rows, len]: [usize; 2], write: &(dyn Fn(usize, &mut [f32]) + Sync), dst: u64) {
+        let bytes = len * size_of::<bf16>();
+        let at_once = (PART / bytes.max(1)).max(1);
+        for first in (0..rows).step_by(at_once) {
+            self.fill(at_once.min(rows - first) * bytes, dst + (first * bytes) as u64, |staged| {
+                let rows = staged.par_chunks_mut(bytes).enumerate().with_min_len(MIN_ROWS);
+                rows.for_each_init(
+                    || vec![0.0; len],
+                    |row, (i, to)| {
+                        write(first + i, row);
+                        for (to, from) in to.as_chunks_mut().0.iter_mut().zip(row.iter()) {
+                            *to = bf16::from_f32(*from).to_le_bytes();
+                        }
+                    },
+                );
             });
         }
     }
