@@ -6,7 +6,7 @@
 // What a block does is over in a few microseconds, so everything serves its start and its end: the code is short (it runs once and comes from
 // memory), queries go from memory to registers in loads of 16 bytes, and the first keys and values are asked for before the kernel that makes
 // the queries has ended: the prompt was written in an earlier step. Partials are gathered in shared memory and leave in bulk, those of a row
-// together. Three blocks fit a multiprocessor, with room for a block of the launch after this one beside two.
+// together. Three blocks fit a multiprocessor.
 // On sm_90a the four warps multiply as one, so that they read keys and values once; an element of their products is that of mma.
 // Bytes moved: keys and values of an item once (4 · D bytes a key and kv head), O and LSE of partials once.
 #include "attention_rows.cuh"
