@@ -1,4 +1,4 @@
-//! One image, from pixels to the rows of the vision tower: size, resampling, normalisation, patches.
+//! One image, from decoded pixels to what the vision tower's rows are made of: size, resampling, digest.
 
 use std::path::Path;
 use std::sync::Arc;
